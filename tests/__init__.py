@@ -1,0 +1,1 @@
+"""The tests mirror the tree; `tests/benchmarks` holds the benchmark suite."""
