@@ -1,0 +1,30 @@
+"""`workbench data`: the corpora and tasks, and which of them can be read here."""
+
+from __future__ import annotations
+
+from app.commands._console import add_row, new_table, note, print_json, stdout
+from app.commands._options import AsJson
+
+PANEL = "What is here"
+
+
+def command(as_json: AsJson = False) -> None:
+    """The corpora and tasks that a model can be trained and measured on."""
+    from workbench.lab.corpora import list_corpora
+    from workbench.lab.tasks import list_tasks
+
+    corpora, tasks = list_corpora(), list_tasks()
+    if as_json:
+        print_json({"corpora": corpora, "tasks": tasks})
+        return
+    table = new_table("corpus", "here", "licence", "description")
+    for corpus in corpora:
+        add_row(table, corpus.name, "yes" if corpus.available else "no", corpus.licence, corpus.description)
+    stdout().print(table)
+    for corpus in corpora:
+        if not corpus.available:
+            note(f"{corpus.name}: {corpus.reason}")
+    table = new_table("task", "description")
+    for task in tasks:
+        add_row(table, task.name, task.description)
+    stdout().print(table)

@@ -1,0 +1,86 @@
+"""`workbench trace`: run a model on a text and keep everything that the views need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.commands._console import Failure, add_row, new_table, note, print_json, progress_bar, read_text, stdout
+from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_store
+
+PANEL = "Look inside"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Model, from `workbench models`.", autocompletion=complete_models)],
+    text: Annotated[
+        str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)
+    ] = None,
+    file: TextFile = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Only the heavy arrays of these layers, such as 0,2-4; all when not given.", show_default=False
+        ),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the run; the text when not given.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a model on a text and store what happened inside as a run.
+
+    The dashboard shows the run, and `workbench.RunStore` opens it in Python.
+    """
+    content = read_text(text, file)
+    store = open_store(out)
+
+    import models
+    from workbench.lab.trace import trace_run
+
+    loaded = models.load(model)
+    chosen = None if layers is None else parse_layers(layers, loaded.n_layers)
+    with progress_bar(f"tracing {model}") as progress:
+        run = trace_run(loaded, content, store, title=title, progress=progress, layers=chosen)
+    manifest = run.manifest
+    record = {
+        "id": run.id,
+        "path": run.path,
+        "title": run.title,
+        "model": manifest["model"]["name"],
+        "tokens": len(manifest["tokens"]["ids"]),
+        "layers": len(run.layers),
+        "arrays": len(run.arrays()),
+        "seconds": manifest.get("seconds"),
+    }
+    if as_json:
+        print_json(record)
+        return
+    table = new_table("run", run.id)
+    for name, value in record.items():
+        if name != "id" and value is not None:
+            add_row(table, name, f"{value:.2f}" if isinstance(value, float) else value)
+    stdout().print(table)
+    note("See it with `workbench serve`" + (f" --runs {store.root}." if out is not None else "."))
+
+
+def parse_layers(text: str, n_layers: int) -> list[int]:
+    """`0,2-4` to [0, 2, 3, 4]. Raises Failure for anything that is not layers of this model."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+            raise Failure(f"{part.strip()!r} in --layers {text} is not a layer or a range", "Write for example 0,2-4.")
+        low, high = int(first), int(last) if dash else int(first)
+        if low > high or high >= n_layers:
+            raise Failure(
+                f"--layers {text}: {part.strip()} is out of range",
+                f"The layers are 0 to {n_layers - 1}, low before high.",
+            )
+        chosen.update(range(low, high + 1))
+    return sorted(chosen)
