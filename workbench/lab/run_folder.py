@@ -157,7 +157,7 @@ class Run:
         arrays = f"{len(self._stored)}, {entry.bytes / 1e6:.1f} MB"
         shown = ("title", entry.title), ("kind", entry.kind), ("created", entry.created), ("model", model)
         counts = ("tokens", entry.tokens), ("layers", entry.layers), ("arrays", arrays), ("text", entry.text)
-        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in (*shown, *counts))
+        cells = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in shown + counts)
         return f"<table><caption>Run {html.escape(self.id)}</caption>{cells}</table>"
 
 

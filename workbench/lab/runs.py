@@ -8,8 +8,8 @@
 
 A run is written in a folder ``.partial-<id>`` whose owner holds a file lock, flushed to disk, and renamed to ``<id>``
 in one step. So a folder with a valid id is complete, whatever was killed and when; folders whose owner is gone are
-swept when a store is next opened. Nothing is unpickled. ``run_format`` checks the format, ``run_writer`` writes one folder,
-``run_folder`` reads one.
+swept when a store is next opened. Nothing is unpickled. ``run_format`` checks the format, ``run_writer`` writes one
+folder, ``run_folder`` reads one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,170 @@
+"""Patterns and states of one layer, evaluated from the factors that a run stores.
+
+    factors = LayerFactors.from_run(store.open(run_id), layer=1)
+    factors.pattern(head=0, queries=slice(0, 64))          # exact tile
+    factors.overview(head=0, size=512)                     # pooled picture of any length
+    factors.state(head=0, position=40)                     # [state_k, state_v]
+
+The pattern side is ``PatternFactors``; this module adds what the layer carries from token to token: a matrix state, the
+stored states of a dense layer, or the key-value cache of a softmax layer. numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.lab.linear_state import LinearState
+from workbench.lab.pattern_factors import FactorError, PatternFactors, float64, take
+from workbench.lab.run_format import OVERVIEW_SIZE
+
+__all__ = ["FactorError", "LayerFactors", "StateEntry"]
+
+
+class StateEntry(NamedTuple):
+    """One entry of a matrix state."""
+
+    state_k: int
+    state_v: int
+    value: float
+
+
+class LayerFactors(PatternFactors):
+    """Everything about one layer that its factors tell. Made like ``PatternFactors``, usually by ``from_run``."""
+
+    def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
+        """What a trace run stores beside the factors, as float32.
+
+        ``PatternFactors.summaries`` and, for gated linear layers with values, ``state_norm`` [head, pos].
+        """
+        collected = super().summaries(size)
+        if self.form == "gated_linear" and "value" in self._arrays:
+            collected["state_norm"] = np.stack([self.state_norms(head) for head in range(self.n_heads)])
+        return collected
+
+    def state(self, head: int, position: int) -> np.ndarray:
+        """The state that the layer hands on once token ``position`` is read and written: float32 [state_k, state_v].
+
+        Softmax layers carry a cache instead (``cache_keys``, ``cache_values``). Dense layers have the states that were
+        stored; a vector state is one column.
+        """
+        return self._state(self._head(head), self._position(position, "position")).astype(np.float32)
+
+    def state_entry(self, head: int, i: int, j: int) -> np.ndarray:
+        """Entry [i, j] of the state after every token: float32 [pos].
+
+        O(pos). For dense layers nan where no state is stored.
+        """
+        head = self._head(head)
+        self._need_state()
+        if self.form == "dense":
+            states = self._stored_states(head)
+            self._check_entry(i, j, states.shape[1:])
+            trace = np.full(self.length, np.nan)
+            trace[self._stored_positions()] = states[:, i, j]
+            return trace.astype(np.float32)
+        state = self._linear_state(head)
+        self._check_entry(i, j, (state.key.shape[1], state.value.shape[1]))
+        return state.entry(i, j).astype(np.float32)
+
+    def state_norms(self, head: int) -> np.ndarray:
+        """Frobenius norm of the state after every token: float32 [pos].
+
+        For dense layers nan where no state is stored.
+        """
+        head = self._head(head)
+        self._need_state()
+        if self.form == "dense":
+            norms = np.full(self.length, np.nan)
+            norms[self._stored_positions()] = np.sqrt((self._stored_states(head).astype(np.float64) ** 2).sum((1, 2)))
+            return norms.astype(np.float32)
+        return self._linear_state(head).norms().astype(np.float32)
+
+    def state_difference(self, head: int, t0: int, t1: int) -> np.ndarray:
+        """State after ``t1`` minus state after ``t0``: float32 [state_k, state_v]."""
+        head, start, end = self._head(head), self._position(t0, "t0"), self._position(t1, "t1")
+        return (self._state(head, end) - self._state(head, start)).astype(np.float32)
+
+    def top_entries(self, head: int, position: int, n: int = 10) -> list[StateEntry]:
+        """The n entries of the state of largest magnitude, largest first; ties in index order."""
+        if n < 1:
+            raise FactorError(f"top_entries needs at least one entry, got n = {n}")
+        state = self._state(self._head(head), self._position(position, "position"))
+        size = np.abs(state).ravel()
+        n = min(n, size.size)
+        threshold = np.partition(size, size.size - n)[size.size - n]
+        candidates = np.flatnonzero(size >= threshold)
+        chosen = candidates[np.argsort(-size[candidates], kind="stable")[:n]]
+        columns = state.shape[1]
+        return [StateEntry(int(c) // columns, int(c) % columns, float(state.flat[c])) for c in chosen]
+
+    def state_spectrum(self, head: int, position: int) -> np.ndarray:
+        """Singular values of the state, largest first: float32 [min(state_k, state_v)]."""
+        state = self._state(self._head(head), self._position(position, "position"))
+        return np.linalg.svd(state, compute_uv=False).astype(np.float32)
+
+    def cache_positions(self, position: int) -> np.ndarray:
+        """Positions in the cache of a softmax layer after token ``position``: all so far, or the last ``window``."""
+        if self.form != "softmax":
+            raise FactorError(f"layer {self.index} is {self.form}: it has no key-value cache; ask for its state")
+        position = self._position(position, "position")
+        return np.arange(0 if self.window is None else max(0, position + 1 - self.window), position + 1)
+
+    def cache_keys(self, head: int, position: int) -> np.ndarray:
+        """Keys that head ``head`` has in the cache after token ``position``: float32 [pos, d_head]."""
+        return self._cached("key", head, position)
+
+    def cache_values(self, head: int, position: int) -> np.ndarray:
+        """Values that head ``head`` has in the cache after token ``position``: float32 [pos, d_head]."""
+        return self._cached("value", head, position)
+
+    def _linear_state(self, head: int) -> LinearState:
+        write, log_decay = (self._of(name, head) if name in self._arrays else None for name in ("write", "log_decay"))
+        return LinearState(self._of("key", head), self._of("value", head), write, log_decay)
+
+    def _need_state(self) -> None:
+        if self.form == "softmax":
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) carries a key-value cache, not a matrix state: "
+                "use cache_keys, cache_values and cache_positions"
+            )
+        if self.form == "dense" and "states" not in self._arrays:
+            raise FactorError(f"layer {self.index} ({self.kind}) stores no states")
+
+    def _state(self, head: int, position: int) -> np.ndarray:
+        self._need_state()
+        if self.form == "gated_linear":
+            return self._linear_state(head).at(position)
+        stored = self._stored_positions()
+        place = np.flatnonzero(stored == position)
+        if not len(place):
+            near = stored[np.argsort(np.abs(stored - position), kind="stable")[:3]]
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) stores no state after token {position}; "
+                f"nearest stored: {', '.join(map(str, sorted(near.tolist())))}"
+            )
+        return float64(self._stored_states(head)[place[0]])
+
+    def _stored_states(self, head: int) -> np.ndarray:
+        states = self._of("states", head)
+        return states[..., None] if states.ndim == 2 else states
+
+    def _stored_positions(self) -> np.ndarray:
+        count = self._arrays["states"].shape[1]
+        positions = np.asarray(self._arrays.get("state_positions", np.arange(count)))
+        if positions.shape != (count,) or ("state_positions" not in self._arrays and count != self.length):
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) stores {count} states but not at which positions: "
+                f"expected the array layer.{self.index}.state_positions of that length"
+            )
+        return positions
+
+    def _cached(self, name: str, head: int, position: int) -> np.ndarray:
+        positions = self.cache_positions(position)
+        return take(self._of(name, self._head(head)), positions).astype(np.float32)
+
+    def _check_entry(self, i: int, j: int, shape: tuple[int, ...]) -> None:
+        for name, entry, size in (("state_k", i, shape[0]), ("state_v", j, shape[1])):
+            if not isinstance(entry, (int, np.integer)) or not 0 <= entry < size:
+                raise FactorError(f"the state of layer {self.index} has no {name} {entry!r}: it has {size}, from 0")
