@@ -5,7 +5,7 @@
     factors.overview(head=0, size=512)                     # pooled picture of any length
     factors.state(head=0, position=40)                     # [state_k, state_v]
 
-The pattern side is ``PatternFactors``; this module adds what the layer carries from token to token: a matrix state, the
+The pattern side is `PatternFactors`; this module adds what the layer carries from token to token: a matrix state, the
 stored states of a dense layer, or the key-value cache of a softmax layer. numpy only.
 """
 
@@ -31,12 +31,12 @@ class StateEntry(NamedTuple):
 
 
 class LayerFactors(PatternFactors):
-    """Everything about one layer that its factors tell. Made like ``PatternFactors``, usually by ``from_run``."""
+    """Everything about one layer that its factors tell. Made like `PatternFactors`, usually by `from_run`."""
 
     def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
         """What a trace run stores beside the factors, as float32.
 
-        ``PatternFactors.summaries`` and, for gated linear layers with values, ``state_norm`` [head, pos].
+        `PatternFactors.summaries` and, for gated linear layers with values, `state_norm` [head, pos].
         """
         collected = super().summaries(size)
         if self.form == "gated_linear" and "value" in self._arrays:
@@ -44,9 +44,9 @@ class LayerFactors(PatternFactors):
         return collected
 
     def state(self, head: int, position: int) -> np.ndarray:
-        """The state that the layer hands on once token ``position`` is read and written: float32 [state_k, state_v].
+        """The state that the layer hands on once token `position` is read and written: float32 [state_k, state_v].
 
-        Softmax layers carry a cache instead (``cache_keys``, ``cache_values``). Dense layers have the states that were
+        Softmax layers carry a cache instead (`cache_keys`, `cache_values`). Dense layers have the states that were
         stored; a vector state is one column.
         """
         return self._state(self._head(head), self._position(position, "position")).astype(np.float32)
@@ -82,7 +82,7 @@ class LayerFactors(PatternFactors):
         return self._linear_state(head).norms().astype(np.float32)
 
     def state_difference(self, head: int, t0: int, t1: int) -> np.ndarray:
-        """State after ``t1`` minus state after ``t0``: float32 [state_k, state_v]."""
+        """State after `t1` minus state after `t0`: float32 [state_k, state_v]."""
         head, start, end = self._head(head), self._position(t0, "t0"), self._position(t1, "t1")
         return (self._state(head, end) - self._state(head, start)).astype(np.float32)
 
@@ -105,18 +105,18 @@ class LayerFactors(PatternFactors):
         return np.linalg.svd(state, compute_uv=False).astype(np.float32)
 
     def cache_positions(self, position: int) -> np.ndarray:
-        """Positions in the cache of a softmax layer after token ``position``: all so far, or the last ``window``."""
+        """Positions in the cache of a softmax layer after token `position`: all so far, or the last `window`."""
         if self.form != "softmax":
             raise FactorError(f"layer {self.index} is {self.form}: it has no key-value cache; ask for its state")
         position = self._position(position, "position")
         return np.arange(0 if self.window is None else max(0, position + 1 - self.window), position + 1)
 
     def cache_keys(self, head: int, position: int) -> np.ndarray:
-        """Keys that head ``head`` has in the cache after token ``position``: float32 [pos, d_head]."""
+        """Keys that head `head` has in the cache after token `position`: float32 [pos, d_head]."""
         return self._cached("key", head, position)
 
     def cache_values(self, head: int, position: int) -> np.ndarray:
-        """Values that head ``head`` has in the cache after token ``position``: float32 [pos, d_head]."""
+        """Values that head `head` has in the cache after token `position`: float32 [pos, d_head]."""
         return self._cached("value", head, position)
 
     def _linear_state(self, head: int) -> LinearState:

@@ -17,7 +17,7 @@ BLOCK = 1024
 
 
 class CumulativeDecay:
-    """Decay between any two positions of one head, from its per-token log decays ``log_decay`` [pos], each ≤ 0.
+    """Decay between any two positions of one head, from its per-token log decays `log_decay` [pos], each ≤ 0.
 
     A log decay of −∞ is a reset: nothing from before it is left. Raises ValueError for nan and for positive values.
     """
@@ -35,8 +35,8 @@ class CumulativeDecay:
         self._resets = np.cumsum(reset) if reset.any() else None
 
     def log_between(self, later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-        """log of the decay from each ``earlier`` position to each ``later`` one: float64 [later, earlier], never
-        positive; −∞ where ``earlier`` is after ``later``.
+        """log of the decay from each `earlier` position to each `later` one: float64 [later, earlier], never
+        positive; −∞ where `earlier` is after `later`.
         """
         gap = self._sum[later][:, None] - self._sum[earlier][None, :]
         gap[np.asarray(later)[:, None] < np.asarray(earlier)[None, :]] = -np.inf
@@ -48,7 +48,7 @@ class CumulativeDecay:
 class LinearState:
     """State of one head.
 
-    ``key`` [pos, state_k], ``value`` [pos, state_v]; ``write`` [pos] (absent = 1); ``log_decay`` [pos] (absent = no
+    `key` [pos, state_k], `value` [pos, state_v]; `write` [pos] (absent = 1); `log_decay` [pos] (absent = no
     decay).
     """
 
@@ -66,7 +66,7 @@ class LinearState:
         self._decay = CumulativeDecay(self._log_decay)
 
     def at(self, position: int) -> np.ndarray:
-        """S after token ``position``: float64 [state_k, state_v]."""
+        """S after token `position`: float64 [state_k, state_v]."""
         weight = self._weights(position)
         state = np.zeros((self.key.shape[1], self.value.shape[1]))
         for start in range(0, position + 1, BLOCK):

@@ -8,7 +8,7 @@ tokens in the memory of a few tiles:
     gated_linear  α_ij = scale · q_i·k_j · write_j · exp(G_i − G_j)                     j ≤ i, or j < i when strict
     dense         α_ij as stored
 
-A window of w lets token i see j with i − j < w. With ``pattern.causal`` false (softmax only) every token sees every
+A window of w lets token i see j with i − j < w. With `pattern.causal` false (softmax only) every token sees every
 token within the window on either side. Cells that a row cannot see are 0. Head h reads key group ⌊h · n_key_heads /
 n_heads⌋, and likewise for values. Arithmetic is float64, results are float32. numpy only.
 """
@@ -46,7 +46,7 @@ class FactorError(ValueError):
 class PatternFactors:
     """The factors of one layer.
 
-    ``layer`` is its record of the run contract, ``arrays`` holds its factors by their short names: query, key, value
+    `layer` is its record of the run contract, `arrays` holds its factors by their short names: query, key, value
     [head, pos, width]; log_normaliser, log_decay, write [head, pos]; pattern [head, query, key]; states [head,
     stored, state_k, state_v] with state_positions [stored] (absent = every position).
     """
@@ -74,7 +74,7 @@ class PatternFactors:
 
     @classmethod
     def from_run(cls, run: Run, layer: int) -> Self:
-        """The factors of layer ``layer`` of a trace run, mapped from disk."""
+        """The factors of layer `layer` of a trace run, mapped from disk."""
         record, prefix = run.layer(layer), f"layer.{layer}."
         return cls(record, {name: run.array(prefix + name) for name in FACTORS if run.has(prefix + name)})
 
@@ -104,7 +104,7 @@ class PatternFactors:
     def pattern(self, head: int, queries: Positions = slice(None), keys: Positions = slice(None)) -> np.ndarray:
         """Exact values of a tile of the pattern: float32 [query, key].
 
-        ``queries``, ``keys``: slices or lists of positions. FactorError for more than 2**26 cells (use ``overview``).
+        `queries`, `keys`: slices or lists of positions. FactorError for more than 2**26 cells (use `overview`).
         """
         head, rows, columns = self._head(head), self._positions(queries, "query"), self._positions(keys, "key")
         if len(rows) * len(columns) > LARGEST_TILE:
@@ -124,7 +124,7 @@ class PatternFactors:
         return float(self._tile(self._head(head), np.array([row]), np.array([column]))[0, 0])
 
     def row(self, head: int, query: int) -> np.ndarray:
-        """Where token ``query`` reads from: float32 [key], 0 for tokens that it cannot see."""
+        """Where token `query` reads from: float32 [key], 0 for tokens that it cannot see."""
         row = np.array([self._position(query, "query")])
         return self._tile(self._head(head), row, np.arange(self.length))[0].astype(np.float32)
 
@@ -140,10 +140,10 @@ class PatternFactors:
         keys: Positions = slice(None),
         kind: str = "max",
     ) -> np.ndarray:
-        """The pattern, or the part of it at ``queries`` × ``keys``, pooled to an image of at most ``size`` (one number,
+        """The pattern, or the part of it at `queries` × `keys`, pooled to an image of at most `size` (one number,
         or height and width): float32 [height, width]. Streams over tiles, so any number of tokens fits in memory.
 
-        ``kind``: ``"max"`` keeps the value of largest magnitude with its sign; ``"sum"``; ``"mean"`` over all cells of
+        `kind`: `"max"` keeps the value of largest magnitude with its sign; `"sum"`; `"mean"` over all cells of
         a bin, those that a row cannot see counting as 0.
         """
         head, rows, columns = self._head(head), self._positions(queries, "query"), self._positions(keys, "key")
@@ -197,8 +197,8 @@ class PatternFactors:
     def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
         """What a trace run stores beside the factors, computed in one pass over the tiles, as float32.
 
-        ``overview`` [head, P, P] with P = min(T, size), ``received`` [head, pos], and where rows are probabilities
-        ``entropy`` [head, pos].
+        `overview` [head, P, P] with P = min(T, size), `received` [head, pos], and where rows are probabilities
+        `entropy` [head, pos].
         """
         everything, probabilities = np.arange(self.length), not self._why_no_probabilities()
         collected: dict[str, list[np.ndarray]] = {"overview": [], "received": []}
@@ -219,7 +219,7 @@ class PatternFactors:
     # ---- tiles ------------------------------------------------------------------------------------------------------
 
     def _tiles(self, head: int, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Tiles that have something to see, with their place in ``rows`` × ``columns``."""
+        """Tiles that have something to see, with their place in `rows` × `columns`."""
         for row in range(0, len(rows), TILE_ROWS):
             some_rows = rows[row : row + TILE_ROWS]
             for column in range(0, len(columns), TILE_COLUMNS):
@@ -239,7 +239,7 @@ class PatternFactors:
         return not (too_old or too_new)
 
     def _tile(self, head: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """α at ``rows`` × ``columns``: float64."""
+        """α at `rows` × `columns`: float64."""
         if self.form == "dense":
             stored = self._arrays["pattern"][self._group("pattern", head)]
             return np.asarray(take(take(stored, rows).T, columns).T, dtype=np.float64)
@@ -334,7 +334,7 @@ def float64(array: np.ndarray) -> np.ndarray:
 
 
 def take(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """``array[positions]``, as a view when the positions are consecutive: a mapped array is then read only there."""
+    """`array[positions]`, as a view when the positions are consecutive: a mapped array is then read only there."""
     first, last = int(positions[0]), int(positions[-1])
     if last - first + 1 == len(positions) and (len(positions) < 3 or bool((np.diff(positions) == 1).all())):
         return array[first : last + 1]

@@ -3,7 +3,7 @@
 A sink or a previous-token diagonal is one cell wide. Averaging, and every browser's own scaling, wipes it out; taking
 the largest value keeps it. For maps with negative values the value of largest magnitude is taken, with its sign.
 
-Bin b of ``size`` bins over ``n`` cells holds the cells ⌊b·n/size⌋ to ⌊(b+1)·n/size⌋ − 1: every cell is in exactly one
+Bin b of `size` bins over `n` cells holds the cells ⌊b·n/size⌋ to ⌊(b+1)·n/size⌋ − 1: every cell is in exactly one
 bin, whatever the ratio, and no bin is empty. An image never has more bins than there are cells.
 """
 
@@ -15,7 +15,7 @@ KINDS = ("max", "mean", "sum")
 
 
 def bin_edges(cells: int, bins: int) -> np.ndarray:
-    """First cell of each bin and, last, ``cells``: int64 [min(bins, cells) + 1]."""
+    """First cell of each bin and, last, `cells`: int64 [min(bins, cells) + 1]."""
     if cells < 1 or bins < 1:
         raise ValueError(f"pooling {cells} cells into {bins} bins: both must be at least 1")
     bins = min(bins, cells)
@@ -23,9 +23,9 @@ def bin_edges(cells: int, bins: int) -> np.ndarray:
 
 
 class StreamingPool:
-    """Pools a map of ``rows`` × ``columns`` cells that arrives in tiles, to at most ``height`` × ``width`` bins.
+    """Pools a map of `rows` × `columns` cells that arrives in tiles, to at most `height` × `width` bins.
 
-    ``kind``: ``"max"`` (largest magnitude, sign kept), ``"sum"`` or ``"mean"``. Tiles may come in any order and cut
+    `kind`: `"max"` (largest magnitude, sign kept), `"sum"` or `"mean"`. Tiles may come in any order and cut
     bins anywhere, each cell at most once; cells that never come count as 0. nan in a tile makes its bin nan.
     """
 
@@ -41,7 +41,7 @@ class StreamingPool:
         self._low = np.zeros(shape) if kind == "max" else self._high
 
     def add(self, row: int, column: int, tile: np.ndarray) -> None:
-        """Add the cells ``[row : row + tile.shape[0], column : column + tile.shape[1]]``."""
+        """Add the cells `[row : row + tile.shape[0], column : column + tile.shape[1]]`."""
         if tile.ndim != 2 or 0 in tile.shape:
             raise ValueError(f"a tile has two axes and at least one cell, got shape {tile.shape}")
         end_row, end_column = row + tile.shape[0], column + tile.shape[1]
@@ -71,11 +71,11 @@ class StreamingPool:
 
 
 def pool(array2d: np.ndarray, height: int, width: int, kind: str = "max") -> np.ndarray:
-    """``array2d`` [row, column] pooled to at most ``height`` × ``width`` bins: float [min(height, rows), min(width,
+    """`array2d` [row, column] pooled to at most `height` × `width` bins: float [min(height, rows), min(width,
     columns)].
 
-    ``kind``: ``"max"`` keeps the value of largest magnitude with its sign (on a tie the positive one), ``"sum"`` adds,
-    ``"mean"`` averages. nan marks a cell that is not there (a masked one): it is left out, and a bin of nothing but
+    `kind`: `"max"` keeps the value of largest magnitude with its sign (on a tie the positive one), `"sum"` adds,
+    `"mean"` averages. nan marks a cell that is not there (a masked one): it is left out, and a bin of nothing but
     such cells is nan. float64 input gives float64, everything else float32. Raises ValueError for other shapes or
     kinds.
     """
@@ -101,12 +101,12 @@ def pool(array2d: np.ndarray, height: int, width: int, kind: str = "max") -> np.
 
 
 def max_pool_signed(array2d: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``pool`` with ``kind="max"``: in every bin the value of largest magnitude, with its sign."""
+    """`pool` with `kind="max"`: in every bin the value of largest magnitude, with its sign."""
     return pool(array2d, height, width, kind="max")
 
 
 def _bins_of(edges: np.ndarray, start: int, stop: int) -> tuple[slice, np.ndarray]:
-    """The bins that cells ``start`` to ``stop - 1`` touch, and where each begins, counted from ``start``."""
+    """The bins that cells `start` to `stop - 1` touch, and where each begins, counted from `start`."""
     first = int(np.searchsorted(edges, start, side="right")) - 1
     last = int(np.searchsorted(edges, stop, side="left"))
     return slice(first, last), np.maximum(edges[first:last], start) - start

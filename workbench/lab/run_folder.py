@@ -18,7 +18,7 @@ from workbench.lab.run_format import RunError, RunNotFoundError
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One line of a listing. ``tokens`` and ``layers`` are counts, ``bytes`` is the size on disk, ``text`` the first
+    """One line of a listing. `tokens` and `layers` are counts, `bytes` is the size on disk, `text` the first
     characters of the prompt."""
 
     id: str
@@ -37,7 +37,7 @@ class RunEntry:
 class Run:
     """One run, checked when opened.
 
-    ``manifest`` is the dict of ``manifest.json``; arrays are mapped from disk on demand.
+    `manifest` is the dict of `manifest.json`; arrays are mapped from disk on demand.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -77,7 +77,7 @@ class Run:
         return self.manifest.get("layers", [])
 
     def layer(self, index: int) -> dict[str, Any]:
-        """The record of layer ``index``; RunNotFoundError says which layers there are."""
+        """The record of layer `index`; RunNotFoundError says which layers there are."""
         if not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.layers):
             raise RunNotFoundError(
                 f"run {self.id} has no layer {index!r}: it has {len(self.layers)} layers, counted from 0"
@@ -85,14 +85,14 @@ class Run:
         return self.layers[index]
 
     def arrays(self) -> dict[str, dict[str, Any]]:
-        """``{name: {shape, dtype, axes, unit}}`` of every array."""
+        """`{name: {shape, dtype, axes, unit}}` of every array."""
         return dict(self.manifest["arrays"])
 
     def has(self, name: str) -> bool:
         return name in self._stored
 
     def array(self, name: str) -> np.ndarray:
-        """The array called ``name``, read-only and mapped from disk: slicing it reads only that part."""
+        """The array called `name`, read-only and mapped from disk: slicing it reads only that part."""
         if name not in self._stored:
             raise RunNotFoundError(f"run {self.id} has no array {name!r}.{run_format.did_you_mean(name, self._stored)}")
         if self._map is None:
@@ -162,7 +162,7 @@ class Run:
 
 
 def inside(root: Path, name: str) -> Path:
-    """``root/name`` with links followed; RunError when that leads out of ``root`` or there is nothing."""
+    """`root/name` with links followed; RunError when that leads out of `root` or there is nothing."""
     base = root.resolve()
     try:
         path = (base / name).resolve(strict=True)

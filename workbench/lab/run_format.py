@@ -1,6 +1,6 @@
 """The format of a run folder, checked: its manifest and the header of its array file.
 
-A run folder holds ``manifest.json`` and ``arrays.safetensors`` (format 1, docs/architecture.md section 4). Everything
+A run folder holds `manifest.json` and `arrays.safetensors` (format 1, docs/architecture.md section 4). Everything
 here treats a folder as untrusted text: sizes are bounded before anything is read, every field is checked for its type,
 and the array table of the manifest must agree with the header of the array file. The array header is the one of the
 safetensors format (an unsigned 64-bit little-endian length, then that many bytes of JSON, then the data), read here
@@ -56,7 +56,7 @@ class RunNotFoundError(RunError, LookupError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest of ``known``, or lists a few of them when none is near."""
+    """A sentence that suggests the nearest of `known`, or lists a few of them when none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
@@ -118,7 +118,7 @@ def read_array_header(path: Path) -> dict[str, StoredArray]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The checked manifest of a run folder's ``manifest.json``; raises RunError naming the field that is wrong."""
+    """The checked manifest of a run folder's `manifest.json`; raises RunError naming the field that is wrong."""
     size = path.stat().st_size
     if size > MANIFEST_LIMIT:
         raise RunError(f"{path.name} has {size} bytes, more than the limit of {MANIFEST_LIMIT}")
@@ -264,9 +264,9 @@ def _check_array_table(arrays: object) -> None:
 
 
 def check_layer(layer: object, index: int) -> None:
-    """Raise RunError unless ``layer`` is entry ``index`` of a manifest's ``layers``.
+    """Raise RunError unless `layer` is entry `index` of a manifest's `layers`.
 
-    ``form`` may be null for a layer that has no pattern (a recurrence that is not linear in its values).
+    `form` may be null for a layer that has no pattern (a recurrence that is not linear in its values).
     """
     if not isinstance(layer, dict):
         raise RunError(f"layers[{index}] is not an object")
@@ -359,7 +359,7 @@ def check_arrays_agree(table: dict[str, dict[str, Any]], stored: dict[str, Store
 
 
 def check_names(names: Collection[str], allowed: Collection[str], what: str) -> None:
-    """Raise RunError naming the first of ``names`` that is not ``allowed``, with the nearest allowed one."""
+    """Raise RunError naming the first of `names` that is not `allowed`, with the nearest allowed one."""
     for name in names:
         if name not in allowed:
             raise RunError(f"there is no {what} {name!r}.{did_you_mean(name, allowed)}")

@@ -28,9 +28,9 @@ from workbench.lab.run_format import FIGURE_NAME, FORMAT, MODEL_FIELDS, SETTABLE
 
 
 class RunWriter:
-    """Collects one run; made by ``RunStore.create`` and used in a ``with`` statement.
+    """Collects one run; made by `RunStore.create` and used in a `with` statement.
 
-    When the block ends without exception the run is complete and listed under ``id``. When it raises, nothing remains.
+    When the block ends without exception the run is complete and listed under `id`. When it raises, nothing remains.
     """
 
     def __init__(self, claim: Callable[[str], tuple[Path, int]], kind: str, title: str):
@@ -55,7 +55,7 @@ class RunWriter:
         self._fields.update(manifest_fields)
 
     def add_array(self, name: str, array: Any, *, axes: Sequence[str], unit: str | None = None) -> None:
-        """Add an array, copied: later changes to the argument do not reach the run. ``axes``: one name per axis."""
+        """Add an array, copied: later changes to the argument do not reach the run. `axes`: one name per axis."""
         self._check_open("open")
         if not run_format.ARRAY_NAME.fullmatch(name) or name == "__metadata__":
             raise RunError(
@@ -74,9 +74,9 @@ class RunWriter:
         self._table[name] = {"shape": list(data.shape), "dtype": data.dtype.name, "axes": list(axes), "unit": unit}
 
     def add_figure(self, name: str, content: Any) -> None:
-        """Add a figure file: bytes, text, or an object with ``to_json`` (a plotly figure).
+        """Add a figure file: bytes, text, or an object with `to_json` (a plotly figure).
 
-        ``name`` ends in .png .svg .json .csv .md or .txt.
+        `name` ends in .png .svg .json .csv .md or .txt.
         """
         self._check_open("open")
         if not FIGURE_NAME.fullmatch(name):

@@ -6,10 +6,10 @@
         run.set(settings={"learning_rate": 1e-3}, seed=0)
     store.open(run.id).array("loss")
 
-A run is written in a folder ``.partial-<id>`` whose owner holds a file lock, flushed to disk, and renamed to ``<id>``
+A run is written in a folder `.partial-<id>` whose owner holds a file lock, flushed to disk, and renamed to `<id>`
 in one step. So a folder with a valid id is complete, whatever was killed and when; folders whose owner is gone are
-swept when a store is next opened. Nothing is unpickled. ``run_format`` checks the format, ``run_writer`` writes one
-folder, ``run_folder`` reads one.
+swept when a store is next opened. Nothing is unpickled. `run_format` checks the format, `run_writer` writes one
+folder, `run_folder` reads one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RunProblem:
 class RunStore:
     """The runs under one root folder.
 
-    ``root``: ``$WORKBENCH_RUNS`` when not given, else ``./runs``; created with mode 0700. Opening a store sweeps
+    `root`: `$WORKBENCH_RUNS` when not given, else `./runs`; created with mode 0700. Opening a store sweeps
     folders left by writers that were killed. Methods may be called from several threads.
     """
 
@@ -77,10 +77,10 @@ class RunStore:
     def create(
         self, kind: str, title: str, *, model: Mapping[str, Any] | None = None, **manifest_fields: Any
     ) -> RunWriter:
-        """A writer to use in a ``with`` statement; the run appears in the store when the block ends without exception.
+        """A writer to use in a `with` statement; the run appears in the store when the block ends without exception.
 
-        ``kind``: ``"trace"``, ``"training"``, ... ``model``: ``{name, provenance: trained|random|pretrained,
-        architecture, family, paper, parameters, config, weights_sha256}``. Further fields as for ``RunWriter.set``.
+        `kind`: `"trace"`, `"training"`, ... `model`: `{name, provenance: trained|random|pretrained,
+        architecture, family, paper, parameters, config, weights_sha256}`. Further fields as for `RunWriter.set`.
         """
         writer = RunWriter(self._claim_partial, kind, title)
         writer.set(model=model, **manifest_fields)
@@ -94,7 +94,7 @@ class RunStore:
         """Entries of all readable runs, newest first, optionally of one kind and one model name.
 
         A folder is read once and remembered by the time stamps and sizes of its two files, in memory and in
-        ``.index.json``; a folder that cannot be read is left out and described by ``problems``.
+        `.index.json`; a folder that cannot be read is left out and described by `problems`.
         """
         entries = [entry for _, entry, _ in self._scan().values() if entry is not None]
         chosen = [entry for entry in entries if kind in (None, entry.kind) and model in (None, entry.model)]
@@ -115,7 +115,7 @@ class RunStore:
         shutil.rmtree(hidden, ignore_errors=True)
 
     def export_zip(self, run_id: str, file: str | os.PathLike[str] | IO[bytes]) -> None:
-        """Write the run as a zip archive, ``<id>/manifest.json`` and so on, to a path or a binary file object."""
+        """Write the run as a zip archive, `<id>/manifest.json` and so on, to a path or a binary file object."""
         if isinstance(file, (str, os.PathLike)):
             target = Path(file)
             partial = target.with_name(f".{target.name}.{secrets.token_hex(3)}.tmp")

@@ -2,7 +2,7 @@
 
 The factors are drawn, with structure planted where a reader knows what to expect (a previous-token head, a sink head,
 an induction head), and everything derived from them (log normaliser, entropy, overview, received, state norm) is
-computed from them, so every array of a run agrees with every other. Their model records say ``provenance: random``.
+computed from them, so every array of a run agrees with every other. Their model records say `provenance: random`.
 
     softmax       two layers, 4 heads in 2 key groups; layer 1 has ALiBi slopes and a window
     gated_linear  a retention layer (constant decays) and a mamba2 layer (decays and write weights from the token)
@@ -41,9 +41,9 @@ Layer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def write_synthetic_runs(store: RunStore, tokens: int = 96, seed: int = 0, long: bool = False) -> list[str]:
-    """Write the three runs, softmax, gated linear, BDH, of ``tokens`` tokens each, and return their ids in that order.
+    """Write the three runs, softmax, gated linear, BDH, of `tokens` tokens each, and return their ids in that order.
 
-    ``long`` adds a fourth: one softmax layer, 2 heads, 4096 tokens. The same arguments give the same arrays.
+    `long` adds a fourth: one softmax layer, 2 heads, 4096 tokens. The same arguments give the same arrays.
     """
     if tokens < 2:
         raise ValueError(f"a synthetic run needs at least 2 tokens, got {tokens}")
@@ -83,7 +83,7 @@ def _state(heads: int, key: int, value: int) -> dict[str, Any]:
 
 
 def _directions(generator: np.random.Generator, count: int, width: int) -> np.ndarray:
-    """``count`` random unit vectors."""
+    """`count` random unit vectors."""
     vectors = generator.standard_normal((count, width))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
