@@ -18,16 +18,10 @@ from tests.test_floors import FLOORS, ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def tracked_files() -> list[Path]:
-    """The files of the project as git sees them, new ones included and ignored ones left out."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *FLOORS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+def files_of_the_floors() -> list[Path]:
+    """Every file under a floor, relative to the project, without caches and hidden files."""
+    found = [path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / floor).rglob("*") if path.is_file()]
+    return [path for path in found if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)]
 
 
 def is_packaged(path: Path) -> bool:
@@ -61,7 +55,7 @@ def requirement_names() -> list[str]:
 
 
 def test_every_file_of_the_floors_reaches_a_wheel() -> None:
-    files = tracked_files()
+    files = files_of_the_floors()
     assert files
     left_out = [str(path) for path in files if not is_packaged(path)]
     assert not left_out, f"name their suffix in [tool.setuptools.package-data]: {left_out}"
@@ -119,3 +113,9 @@ def test_the_console_script_is_installed() -> None:
         pytest.fail("the project is not installed in this environment; run `make install`")
     scripts = {entry.name: entry.value for entry in distribution.entry_points if entry.group == "console_scripts"}
     assert scripts == {"workbench": "app.cli:main"}
+
+
+def test_transformers_does_not_mistake_our_kernels_for_the_library_of_that_name() -> None:
+    from transformers.utils.import_utils import is_kernels_available
+
+    assert not is_kernels_available()

@@ -157,7 +157,7 @@ def readable_bytes(count: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, moved by calling it with the share done (0 to 1); nothing is drawn when stderr is no terminal."""
+    """A bar on stderr, moved by calling it with the share done (0 to 1). Silent when stderr is no terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = stderr()
