@@ -138,7 +138,7 @@ def save_model(
 
     Floating tensors are stored as `dtype` (`"float32"`, `"float16"`, `"bfloat16"`, `"float64"`) and come back from
     `load_weights` in the dtype they have now; other tensors are stored as they are. The card is written with three
-    entries added: `weights_sha256`, `storage_dtype`, `parameters` (number of stored values, tied ones once). The
+    entries added: `weights_sha256`, `storage_dtype`, `stored_values` (their number, tied ones once). The
     folder appears whole or not at all.
 
     Raises CheckpointError if the folder exists and `overwrite` is false, if a value does not fit `dtype`, or if a
@@ -151,7 +151,7 @@ def save_model(
         raise CheckpointError("the state dict is empty")
     if folder.exists() and not overwrite:
         raise CheckpointError(f"{folder} exists; pass overwrite=True to replace it")
-    for added in ("weights_sha256", "storage_dtype", "parameters"):
+    for added in ("weights_sha256", "storage_dtype", "stored_values"):
         if added in card:
             raise CheckpointError(f"the card already has the entry {added!r}, which save_model writes")
     cast_once: dict[tuple[Any, ...], Tensor] = {}  # so that tied weights stay tied through the cast
@@ -168,8 +168,8 @@ def save_model(
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state_dict.items()}
         write_tensors(partial / WEIGHTS, tensors, {"dtypes": dtypes})
         digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
-        unique = {tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}
-        added_entries = {"weights_sha256": digest, "storage_dtype": dtype, "parameters": sum(unique.values())}
+        unique = {id(tensor): tensor.numel() for tensor in tensors.values()}
+        added_entries = {"weights_sha256": digest, "storage_dtype": dtype, "stored_values": sum(unique.values())}
         write_json(partial / CONFIG, dict(config))
         write_json(partial / CARD, {**card, **added_entries})
         if folder.exists():
@@ -203,7 +203,7 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
             f"{path} has sha256 {digest}, but its card says {expected}: the file was changed or damaged"
         )
     tensors, about = read_tensors(path)
-    cast: dict[int, Tensor] = {}
+    cast: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
     for name, tensor in tensors.items():
         cast.setdefault(id(tensor), tensor.to(getattr(torch, about["dtypes"][name])))
     return {name: cast[id(tensor)] for name, tensor in tensors.items()}

@@ -214,7 +214,7 @@ def _split_text(text: str, held_out: float = _HELD_OUT) -> tuple[str, str]:
             cut += len(mark)
             return text[:cut], text[cut:]
     raise ValueError(
-    """Cut a text once, at the first paragraph break (or else line break) after the training share of it."""
+        """Cut a text once, at the first paragraph break (or else line break) after the training share of it."""
     )
 
 

@@ -3,28 +3,23 @@
 `train(model, TextBatches("english", context=128, batch_size=16), TrainingConfig(steps=2000), "runs/first")` is the
 whole interface. Every step is a pure function of (weights, optimizer state, seed, step): the batch and the random
 numbers of dropout are derived from seed and step alone, so a run that was interrupted and resumed gives the same bits
-as one that was not.
+as one that was not, on a CPU and as long as no other thread draws from torch's global generator.
 
 The folder that a run writes:
 
-    checkpoint.safetensors   weights, optimizer state and a JSON record (step, config, seconds) in one file, replaced
-    by renaming curve.jsonl              one line per step, appended; `curve.json` is the same as one list, written at
-    the end metrics.json             what came out: losses, references, tokens, corpora, seconds, machine, versions,
-    command
+    checkpoint.safetensors   weights, optimizer state and a JSON record (step, config, seconds), replaced by renaming
+    curve.jsonl, curve.json  one line per step, appended while it runs; the same as one list, written at the end
+    metrics.json             losses, references, tokens, corpora, seconds, machine, versions, command; at the end
 """
 
 import json
 import math
-import os
-import platform
-import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +30,17 @@ from torch.nn import functional as F
 
 from workbench.instrument.errors import suggestion
 from workbench.lab.batches import Batches, TaskBatches, TextBatches
-from workbench.lab.checkpoints import CheckpointError, read_json, read_tensors, write_json, write_tensors
-from workbench.lab.run_writer import code_version, machine
+from workbench.lab.checkpoints import read_json, write_json
+from workbench.lab.run_writer import machine
+from workbench.lab.training_record import (
+    CurvePoint,
+    command_line,
+    curve_until,
+    load_checkpoint,
+    model_shapes,
+    package_versions,
+    save_checkpoint,
+)  # fmt: skip
 
 __all__ = [
     "Batches", "CurvePoint", "TaskBatches", "TextBatches", "TrainingConfig", "TrainingDiverged", "TrainingResult",
@@ -93,19 +97,6 @@ _FREE = {"device", "threads", "eval_every", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One optimizer step. Losses in nats per token; `seconds` is process CPU time since the run began."""
-
-    step: int  # steps done, from 1
-    train_loss: float  # of this step's batch, before its update
-    validation_loss: float | None  # after this step's update, where it was measured
-    learning_rate: float
-    gradient_norm: float  # before clipping
-    tokens: int  # tokens that the model has read so far
-    seconds: float
-
-
-@dataclass(frozen=True)
 class TrainingResult:
     """What came out. Losses in nats per token; `train_loss` is the mean over the last (at most) 50 steps."""
 
@@ -150,6 +141,7 @@ def train(
         read if it is complete; without, it is replaced.
     progress
         Called with every `CurvePoint` and the number of steps. Default: a progress bar if standard error is a terminal.
+        If it raises, a checkpoint is written before the exception goes on.
     cancel
         When set, the run writes a checkpoint after the current step and returns with `completed=False`.
     command
@@ -165,19 +157,25 @@ def train(
     config = _agreed(config, data)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    for leftover in out_dir.glob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
     model.to(config.device)
     optimizer = _optimizer(model, config)
-    identity = json.loads(json.dumps({"config": asdict(config), "data": data.describe(), "model": _shapes(model)}))
+    identity = json.loads(json.dumps({"config": asdict(config), "data": data.describe(), "model": model_shapes(model)}))
     clock = _Clock()
     done = tokens_read = 0
     if not resume:
         for name in (CHECKPOINT, CURVE, CURVE_LIST, METRICS):
             (out_dir / name).unlink(missing_ok=True)
     elif (out_dir / CHECKPOINT).exists():
-        record = _load_checkpoint(out_dir / CHECKPOINT, model, optimizer, identity)
+        record = load_checkpoint(out_dir / CHECKPOINT, model, optimizer, identity, _FREE)
         done, tokens_read = record["step"], record["tokens"]
         clock = _Clock(record["cpu_seconds"], record["wall_seconds"])
-    curve = _curve_until(out_dir / CURVE, done)
+    curve = curve_until(out_dir / CURVE, done)
+
+    def checkpoint() -> None:
+        state = {"step": done, "tokens": tokens_read, "cpu_seconds": clock.cpu(), "wall_seconds": clock.wall()}
+        save_checkpoint(out_dir / CHECKPOINT, model, optimizer, {**identity, **state})
 
     cancelled = False
     with _surroundings(model, config), _reporting(progress) as report, open(out_dir / CURVE, "a") as curve_file:
@@ -208,11 +206,14 @@ def train(
             curve.append(point)
             curve_file.write(json.dumps(asdict(point)) + "\n")
             curve_file.flush()
-            report(point, config.steps)
+            try:
+                report(point, config.steps)
+            except BaseException:  # a job that was cancelled, or Ctrl-C: the steps done so far are kept
+                checkpoint()
+                raise
             cancelled = cancel is not None and cancel.is_set() and done < config.steps
             if done % config.checkpoint_every == 0 or done == config.steps or cancelled:
-                state = {"step": done, "tokens": tokens_read, "cpu_seconds": clock.cpu(), "wall_seconds": clock.wall()}
-                _save_checkpoint(out_dir / CHECKPOINT, model, optimizer, {**identity, **state})
+                checkpoint()
         if done == config.steps and not (out_dir / METRICS).exists():
             write_json(out_dir / CURVE_LIST, [asdict(point) for point in curve])
             write_json(out_dir / METRICS, _metrics(model, data, config, curve, clock, command))
@@ -385,68 +386,6 @@ class _Clock:
         return time.perf_counter() - self._wall_start
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for parameter, state in optimizer.state.items():
-        tensors |= {f"optimizer/{names[id(parameter)]}/{entry}": value for entry, value in state.items()}
-    write_tensors(path, tensors, record)
-
-
-def _load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> dict[str, Any]:
-    """Put model and optimizer back where the checkpoint was taken; returns its record."""
-    tensors, record = read_tensors(path)
-    for part, expected in identity.items():
-        found = record.get(part)
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{path} is no checkpoint of a training run: it has no record of its {part}")
-        differing = [
-            f"{key} was {found.get(key)!r}, now {expected.get(key)!r}"
-            for key in sorted(found.keys() | expected.keys())
-            if found.get(key) != expected.get(key) and not (part == "config" and key in _FREE)
-        ]
-        if differing:
-            raise CheckpointError(
-                f"the run in {path.parent} was begun with another {part}: {'; '.join(differing[:5])}. "
-                "Go on with what it was begun with, choose another folder, or pass resume=False to start over."
-            )
-    model.load_state_dict(
-        {name.removeprefix("model/"): value for name, value in tensors.items() if name[:6] == "model/"}
-    )
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            owner, _, entry = name.removeprefix("optimizer/").rpartition("/")
-            # AdamW keeps its step counter on the CPU wherever the parameter is
-            place = "cpu" if entry == "step" else parameters[owner].device
-            optimizer.state[parameters[owner]][entry] = value.to(place)
-    return record
-
-
-def _curve_until(path: Path, done: int) -> list[CurvePoint]:
-    """The curve up to the checkpoint. Later lines, and one torn by a kill, belong to steps that will be done again."""
-    points = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines()[:done]:
-            points.append(CurvePoint(**json.loads(line)))
-    if [point.step for point in points] != list(range(1, done + 1)):
-        raise CheckpointError(f"{path} does not hold the {done} steps of the checkpoint beside it")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points), "utf-8")
-    os.replace(temporary, path)
-    return points
-
-
 def _metrics(
     model: nn.Module, data: Batches, config: TrainingConfig, curve: list[CurvePoint], clock: _Clock, command: str | None
 ) -> dict[str, Any]:
@@ -468,20 +407,6 @@ def _metrics(
         "config": asdict(config),
         "machine": machine() + accelerator,
         "threads": config.threads or torch.get_num_threads(),
-        "versions": _versions(),
-        "command": command or _command(),
+        "versions": package_versions(),
+        "command": command or command_line(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "code": code_version()}
-    for package in ("torch", "numpy", "safetensors", "triton"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _command() -> str:
-    """This process's command line; of absolute paths only the last part, since records travel to other machines."""
-    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv]
-    return shlex.join(["python", *words] if words[0].endswith(".py") else words)
