@@ -1,0 +1,1 @@
+"""Published analyses, one folder each."""

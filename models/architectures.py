@@ -1,0 +1,178 @@
+"""The architectures: each a name, a paper and a configuration of shared parts."""
+
+from models.attention.site import AttentionConfig
+from models.bdh.model import BDH, BDHConfig
+from models.language_model import LanguageModel, LanguageModelConfig
+from models.parts.channel_mixers import MLPConfig
+from models.recurrent.mamba2 import Mamba2Config
+from models.recurrent.retention import RetentionConfig
+from models.registry import Architecture, register_architecture
+
+
+def _tiny(mixer: object, mlp: MLPConfig | None, **changes: object) -> LanguageModelConfig:
+    """Small enough for exhaustive tests, large enough that no axis is 1 or equal to another."""
+    return LanguageModelConfig(n_layers=3, d_model=24, vocab_size=256, n_ctx=64, mixer=mixer, mlp=mlp, **changes)  # type: ignore[arg-type]
+
+
+_GELU = MLPConfig(d_mlp=40)
+_GLU = MLPConfig(d_mlp=40, activation="silu", gated=True, bias=False)
+
+register_architecture(
+    Architecture(
+        name="gpt2",
+        title="GPT-2",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(AttentionConfig(n_heads=4), _GELU, unembed_bias=True),
+            "small": LanguageModelConfig(
+                12, 768, 50257, 1024, AttentionConfig(12), MLPConfig(3072), tie_embeddings=True
+            ),
+            "demo": LanguageModelConfig(4, 128, 256, 512, AttentionConfig(4), MLPConfig(512)),
+        },
+        description="Pre-norm transformer with learned positions and multi-head softmax attention.",
+    )
+)
+register_architecture(
+    Architecture(
+        name="llama",
+        title="Llama",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(
+                AttentionConfig(n_heads=4, n_key_value_heads=2, position="rope", bias=False), _GLU, norm="rms"
+            ),
+            "demo": LanguageModelConfig(
+                4,
+                128,
+                256,
+                None,
+                AttentionConfig(4, 2, position="rope", bias=False),
+                MLPConfig(352, "silu", True, False),
+                norm="rms",
+            ),
+        },
+        description="Pre-norm transformer with RMS norms, rotary positions, grouped-query attention and a gated MLP.",
+    )
+)
+register_architecture(
+    Architecture(
+        name="alibi",
+        title="ALiBi transformer",
+        paper="mqa",
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(
+                AttentionConfig(n_heads=3, n_key_value_heads=1, position="alibi", bias=False),
+                _GELU,
+                tie_embeddings=True,
+            )
+        },
+        description="Multi-query attention (one key/value head) with linear distance biases instead of position embeddings.",
+        shows=("pattern", "position bias"),
+    )
+)
+register_architecture(
+    Architecture(
+        name="gptj",
+        title="GPT-J",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(
+                AttentionConfig(n_heads=4, d_head=8, position="rope", rope_interleaved=True, rope_fraction=0.5),
+                _GELU,
+                parallel=True,
+            )
+        },
+        description="Attention and MLP in parallel on the same residual stream, partial interleaved rotary positions.",
+    )
+)
+register_architecture(
+    Architecture(
+        name="looped",
+        title="Looped transformer",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={"tiny": _tiny(AttentionConfig(n_heads=4, position="sinusoidal", window=9), _GELU, loops=2)},
+        description="Blocks applied several times with the same weights (addresses carry a step), sinusoidal positions, sliding window.",
+        shows=("pattern", "steps"),
+    )
+)
+register_architecture(
+    Architecture(
+        name="nope",
+        title="Transformer without positions",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(AttentionConfig(n_heads=4, position="none"), None),
+            "circuit": LanguageModelConfig(2, 64, 64, None, AttentionConfig(4, position="rope", bias=False), None),
+        },
+        description="Attention only, no MLPs and no position information beyond the causal mask.",
+    )
+)
+register_architecture(
+    Architecture(
+        name="retnet",
+        title="RetNet",
+        paper="retnet",
+        family="linear-attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(RetentionConfig(n_heads=3), _GLU, norm="rms"),
+            "demo": LanguageModelConfig(
+                4, 128, 256, None, RetentionConfig(4), MLPConfig(256, "gelu", True, False), norm="rms"
+            ),
+        },
+        description="Retention: linear attention whose memory fades at a fixed rate per head; exact effective pattern and editable state.",
+        shows=("pattern", "state"),
+    )
+)
+register_architecture(
+    Architecture(
+        name="mamba2",
+        title="Mamba-2",
+        paper=None,
+        family="state-space",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(Mamba2Config(d_state=6, d_head=8, n_groups=2), None, norm="rms"),
+            "demo": LanguageModelConfig(6, 128, 256, None, Mamba2Config(d_state=32, d_head=32), None, norm="rms"),
+        },
+        description="State-space duality: every token chooses how much to forget and how much to write; exact pattern and editable state.",
+        shows=("pattern", "state", "decay", "write"),
+    )
+)
+register_architecture(
+    Architecture(
+        name="bdh",
+        title="BDH (Dragon Hatchling)",
+        paper="bdh",
+        family="bdh",
+        config=BDHConfig,
+        module=BDH,
+        presets={
+            "tiny": BDHConfig(n_layers=3, d_model=12, n_heads=2, n_neurons=32, dropout=0.0, init_std=0.2),
+            "demo": BDHConfig(n_layers=4, d_model=64, n_heads=4, n_neurons=2048, dropout=0.05),
+            "published": BDHConfig(),
+        },
+        description="One set of weights for all layers, sparse positive neurons, strictly past linear attention: synapses as state.",
+        shows=("pattern", "state", "neurons"),
+    )
+)

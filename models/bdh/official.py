@@ -1,0 +1,68 @@
+"""Loading and writing state dicts in the layout of the published BDH code.
+
+Published name → here: `encoder` [head, d, neuron] → D_x; `encoder_v` → D_y; `decoder` [head·neuron, d] → E; `embed.weight` → W_E;
+`lm_head` [d, vocab] → W_U; `attn.freqs` [1, 1, 1, neuron] → rotation frequencies.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.bdh.model import BDH, BDHConfig
+
+_NAMES = ("encoder", "encoder_v", "decoder", "embed.weight", "lm_head")
+
+
+def from_official(state_dict: Mapping[str, Tensor], n_layers: int, **config: Any) -> BDH:
+    """Build a BDH from a published state dict. The number of layers is not in the weights (they are shared) and must be given.
+
+    Raises:
+        KeyError: a tensor is missing. ValueError: shapes that do not belong together.
+    """
+    missing = [name for name in _NAMES if name not in state_dict]
+    if missing:
+        raise KeyError(
+            f"Not a published BDH state dict: {', '.join(missing)} missing. Expected {', '.join(_NAMES)} and optionally attn.freqs."
+        )
+    heads, width, neurons = state_dict["encoder"].shape
+    vocab = state_dict["embed.weight"].shape[0]
+    shapes = {
+        "encoder_v": (heads, width, neurons),
+        "decoder": (heads * neurons, width),
+        "lm_head": (width, vocab),
+        "embed.weight": (vocab, width),
+    }
+    for name, expected in shapes.items():
+        if tuple(state_dict[name].shape) != expected:
+            raise ValueError(
+                f"{name} has shape {tuple(state_dict[name].shape)}; expected {expected} beside encoder {(heads, width, neurons)}."
+            )
+    model = BDH(BDHConfig(n_layers, width, heads, heads * neurons, vocab, **config))
+    model.to(state_dict["encoder"].dtype)
+    with torch.no_grad():
+        model.weights.D_x.copy_(state_dict["encoder"])
+        model.weights.D_y.copy_(state_dict["encoder_v"])
+        model.weights.E.copy_(state_dict["decoder"].view(heads, neurons, width))
+        model.embed.W_E.copy_(state_dict["embed.weight"])
+        model.unembed.weight.copy_(state_dict["lm_head"].T)  # type: ignore[union-attr]
+        if "attn.freqs" in state_dict:
+            frequencies = state_dict["attn.freqs"].flatten().to(torch.float32)
+            if not torch.equal(frequencies[::2], frequencies[1::2]):
+                raise ValueError("attn.freqs differ within a pair of neurons; a rotation needs one frequency per pair.")
+            model.weights.frequencies.copy_(frequencies)
+    return model
+
+
+def to_official(model: BDH) -> dict[str, Tensor]:
+    """The model's weights in the published layout."""
+    weights = model.weights
+    return {
+        "encoder": weights.D_x.detach().clone(),
+        "encoder_v": weights.D_y.detach().clone(),
+        "decoder": weights.E.detach().flatten(0, 1).clone(),
+        "embed.weight": model.embed.W_E.detach().clone(),
+        "lm_head": model.W_U.detach().contiguous().clone(),
+        "attn.freqs": weights.frequencies.view(1, 1, 1, -1).clone(),
+    }

@@ -1,0 +1,378 @@
+"""`Decoder`: what every left-to-right language model here does — embed → blocks → unembed — with state, padding, loss and generation.
+
+An architecture supplies `embed`, `blocks` (modules called as `block(x, context, carried) -> (x, carried)`) and `unembed`; everything else
+(hooks, caches, start/stop layers, stateful steps, batches with padding, generation) comes from here and is therefore the same everywhere.
+"""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.context import Context
+from workbench.instrument.errors import suggestion
+from workbench.instrument.hook_points import ACTIVE, count_call
+from workbench.instrument.hooked_model import HookedModel, HookList
+from workbench.instrument.states import ModelState
+from workbench.lab.tokenizers import ByteTokenizer
+
+RETURN_TYPES = ("logits", "loss", "both")
+
+
+class Decoder(HookedModel):
+    """Base of the decoder-only models. Subclasses set `vocab_size`, `n_ctx` (None: unlimited), `blocks`, `loops`, `tokenizer`, `name`."""
+
+    blocks: nn.ModuleList
+    vocab_size: int
+    d_model: int
+    n_ctx: int | None = None
+    loops: int = 1
+    name: str = "unnamed"
+    architecture: str = "unknown"
+    tokenizer: Any = None
+    config: Any = None
+    card: dict[str, Any] | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+        """Token ids [batch, pos] to the first residual stream [batch, pos, d_model]."""
+        raise TypeError(f"{type(self).__name__} does not say how it embeds tokens")
+
+    def unembed_residual(self, x: Tensor) -> Tensor:
+        """The last residual stream [batch, pos, d_model] to logits [batch, pos, vocab]."""
+        raise TypeError(f"{type(self).__name__} does not say how it makes logits")
+
+    # ------------------------------------------------------------------ running
+
+    def forward(
+        self,
+        tokens: Any,
+        *,
+        mask: Tensor | None = None,
+        state: ModelState | None = None,
+        return_state: bool = False,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            tokens: ids [batch, pos] or [pos], or text if the model has a tokenizer; with `start_at_layer`, the residual stream
+                [batch, pos, d_model] that enters that layer.
+            mask: True at real tokens, [batch, pos], for left- or right-padded batches. None: no padding.
+            state: what an earlier call handed on (`return_state=True`); the tokens continue it.
+            return_type: `"logits"` [batch, pos, vocab], `"loss"` (mean next-token cross-entropy in nats over real targets),
+                `"both"`, or None.
+            loss_per_token: give the loss as [batch, pos - 1].
+            start_at_layer, stop_at_layer: run only blocks start ≤ l < stop; stopping returns the residual stream that enters `stop`.
+
+        Returns:
+            As `return_type` says; with `return_state`, a pair of that and the `ModelState` to continue from.
+
+        Raises:
+            ValueError: tokens out of the vocabulary, too long for n_ctx, mask of a wrong shape, unknown return_type.
+        """
+        count_call()
+        if start_at_layer is None:
+            tokens = self.to_tokens(tokens)
+        context = self._context(tokens, mask, state, return_state, start_at_layer is not None)
+        start, stop = self._layer_range(start_at_layer, stop_at_layer)
+        ACTIVE.offset = context.offset
+        try:
+            x = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
+            carried_out: list[dict[str, Tensor]] = []
+            for step in range(self.loops):
+                if self.loops > 1:
+                    ACTIVE.step = step
+                for layer in range(start, stop):
+                    carried = None if state is None else state.layers[step * self.n_layers + layer]
+                    x, out = self.blocks[layer](x, context, carried)
+                    carried_out.append(out)
+            if self.loops > 1:
+                ACTIVE.step = 0
+            output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
+        finally:
+            if context.offset:
+                ACTIVE.offset = 0
+            if self.loops > 1:
+                ACTIVE.step = 0
+        if not return_state:
+            return output
+        lengths = None if context.key_mask is None else context.key_mask.sum(1)
+        return output, ModelState(context.offset + x.shape[1], carried_out, context.key_mask, lengths)
+
+    def _output(
+        self, x: Tensor, tokens: Tensor, mask: Tensor | None, return_type: str | None, loss_per_token: bool
+    ) -> Any:
+        if return_type not in (*RETURN_TYPES, None):
+            raise ValueError(
+                f"Unknown return_type {return_type!r}.{suggestion(str(return_type), RETURN_TYPES)} Expected one of {RETURN_TYPES}."
+            )
+        logits = self.unembed_residual(x)
+        if return_type == "logits":
+            return logits
+        if return_type is None:
+            return None
+        if tokens.is_floating_point():
+            raise ValueError(
+                "With start_at_layer the model sees no tokens, so it cannot give a loss. Expected return_type='logits'."
+            )
+        loss = next_token_loss(logits, tokens, mask, per_token=loss_per_token)
+        return loss if return_type == "loss" else (logits, loss)
+
+    def _context(
+        self, tokens: Tensor, mask: Tensor | None, state: ModelState | None, keep: bool, residual: bool
+    ) -> Context:
+        batch, length = tokens.shape[:2]
+        offset = 0 if state is None else state.position
+        if length == 0:
+            raise ValueError("The input holds no tokens. Expected at least one.")
+        if (
+            not residual
+            and not torch.compiler.is_compiling()
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size
+        ):
+            raise ValueError(
+                f"Token ids must lie in 0..{self.vocab_size - 1}; got {int(tokens.min())}..{int(tokens.max())}. Was another tokenizer used?"
+            )
+        if residual and tokens.shape[-1] != self.d_model:
+            raise ValueError(
+                f"start_at_layer expects a residual stream [batch, pos, d_model={self.d_model}]; got {tuple(tokens.shape)}."
+            )
+        if mask is not None:
+            if mask.shape != (batch, length):
+                raise ValueError(f"mask has shape {tuple(mask.shape)}; expected [batch, pos] = {(batch, length)}.")
+            mask = mask.to(device=tokens.device, dtype=torch.bool)
+            if not torch.compiler.is_compiling() and bool(mask.all()):
+                mask = None
+        earlier = None if state is None else state.mask
+        if mask is None and earlier is None:
+            keys = torch.arange(offset + length, device=tokens.device)[None]
+            self._check_length(offset + length)
+            return Context(keys[:, offset:], keys, None, None, offset, keep)
+        now = mask if mask is not None else torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+        before = earlier if earlier is not None else torch.ones(batch, offset, dtype=torch.bool, device=tokens.device)
+        key_mask = torch.cat([before, now], dim=1)
+        key_positions = (key_mask.cumsum(1) - 1).clamp(min=0)
+        self._check_length(int(key_mask.sum(1).max()))
+        return Context(key_positions[:, offset:], key_positions, now, key_mask, offset, keep)
+
+    def _check_length(self, length: int) -> None:
+        if self.n_ctx is not None and length > self.n_ctx:
+            raise ValueError(
+                f"{length} tokens are more than this model's context of {self.n_ctx} (its position embedding ends there). "
+                "Expected a shorter input, or a model with rope, alibi or a recurrent state."
+            )
+
+    def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        if (start is not None or stop is not None) and self.loops > 1:
+            raise ValueError(
+                "start_at_layer and stop_at_layer are ambiguous on a model that repeats its blocks; hook 'name@step' instead."
+            )
+        first = 0 if start is None else start + self.n_layers if start < 0 else start
+        last = self.n_layers if stop is None else stop + self.n_layers if stop < 0 else stop
+        if not 0 <= first <= last <= self.n_layers:
+            raise ValueError(
+                f"start_at_layer={start}, stop_at_layer={stop} is no range within layers 0..{self.n_layers}."
+            )
+        return first, last
+
+    # ---------------------------------------------------------------- generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        mask: Tensor | None = None,
+        use_state: bool = True,
+        hooks: HookList = (),
+        strict: bool = True,
+    ) -> Tensor:
+        """Continue a batch of prompts; hooks fire at every step and positions are absolute.
+
+        Args:
+            tokens: prompts, [batch, pos] or text. mask: True at real tokens (padding on either side).
+            temperature: 0 takes the most likely token; otherwise sample, among the `top_k` most likely if given, with `seed`.
+            use_state: carry the cache or state from step to step; False re-reads the whole sequence every time (slow, same tokens).
+            hooks: as in `model.hooks`.
+
+        Returns:
+            Prompts with the new tokens appended, [batch, pos + max_new_tokens].
+        """
+        tokens = self.to_tokens(tokens)
+        generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
+        state: ModelState | None = None
+        fresh, fresh_mask, whole_mask = tokens, mask, mask
+        with self.hooks(hooks, strict=strict):
+            for _ in range(max_new_tokens):
+                if use_state:
+                    logits, state = self(fresh, mask=fresh_mask, state=state, return_state=True)
+                else:
+                    logits = self(tokens, mask=whole_mask)
+                last = self._last_logits(logits, fresh_mask if use_state else whole_mask)
+                fresh = _pick(last, temperature, top_k, generator)
+                tokens = torch.cat([tokens, fresh], dim=1)
+                fresh_mask = None
+                if whole_mask is not None:
+                    whole_mask = torch.cat([whole_mask, torch.ones_like(whole_mask[:, :1])], dim=1)
+        return tokens
+
+    @staticmethod
+    def _last_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits at the last real token of each sequence, [batch, vocab]."""
+        if mask is None:
+            return logits[:, -1]
+        steps = torch.arange(logits.shape[1], device=logits.device)
+        last = (mask.to(logits.device) * steps).argmax(1)
+        return logits[torch.arange(logits.shape[0], device=logits.device), last]
+
+    # ------------------------------------------------------------------- text
+
+    def to_tokens(self, tokens: Any, prepend_bos: bool | None = None) -> Tensor:
+        """[batch, pos] ids from ids, text, or a list of texts of equal token length (use `pad` for unequal ones)."""
+        if isinstance(tokens, Tensor):
+            if tokens.dim() == 1:
+                tokens = tokens[None]
+            if tokens.dim() != 2 or tokens.is_floating_point():
+                raise ValueError(f"Expected token ids [batch, pos], got shape {tuple(tokens.shape)} of {tokens.dtype}.")
+            return tokens
+        texts = [tokens] if isinstance(tokens, str) else list(tokens)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"Expected token ids, a text or a list of texts; got {type(tokens).__name__}.")
+        ids = [self._tokenizer().encode(text) for text in texts]
+        if len({len(i) for i in ids}) > 1:
+            raise ValueError(
+                "The texts have different numbers of tokens. Use tokens, mask = model.pad(texts) and pass mask=mask."
+            )
+        return torch.tensor(ids, device=self.device)
+
+    def pad(self, texts: Sequence[str], side: str = "left") -> tuple[Tensor, Tensor]:
+        """Tokens [batch, pos] and mask [batch, pos] of texts of unequal length; padding tokens have id 0."""
+        if side not in ("left", "right"):
+            raise ValueError(f"Unknown side {side!r}. Expected 'left' or 'right'.")
+        ids = [self._tokenizer().encode(text) for text in texts]
+        length = max(len(i) for i in ids)
+        rows, masks = [], []
+        for row in ids:
+            fill = [0] * (length - len(row))
+            rows.append(fill + row if side == "left" else row + fill)
+            masks.append(
+                [False] * len(fill) + [True] * len(row) if side == "left" else [True] * len(row) + [False] * len(fill)
+            )
+        return torch.tensor(rows, device=self.device), torch.tensor(masks, device=self.device)
+
+    def to_string(self, tokens: Tensor) -> str | list[str]:
+        """Text of ids [pos] or [batch, pos]."""
+        if tokens.dim() == 1:
+            return self._tokenizer().decode(tokens.tolist())
+        return [self._tokenizer().decode(row.tolist()) for row in tokens]
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token."""
+        ids = self._tokenizer().encode(text)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens, expected exactly one.")
+        return ids[0]
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("This model has no tokenizer: pass token ids [batch, pos].")
+        return self.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def n_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def set_mode(self, mode: str) -> None:
+        """Run every linear mixer as `"chunked"` (default), `"parallel"` or `"recurrent"`; the logits are the same."""
+        cores = [module for module in self.modules() if hasattr(module, "mode")]
+        if not cores:
+            raise ValueError("This model has no linear mixer, so there are no execution modes to choose from.")
+        if mode not in ("chunked", "parallel", "recurrent"):
+            raise ValueError(f"Unknown mode {mode!r}.{suggestion(mode, ('chunked', 'parallel', 'recurrent'))}")
+        for core in cores:
+            core.mode = mode
+
+    # ---------------------------------------- TransformerLens's view of a model
+
+    @property
+    def cfg(self) -> SimpleNamespace:
+        """The configuration under TransformerLens's attribute names (read-only view)."""
+        return SimpleNamespace(**self.transformer_lens_config())
+
+    def transformer_lens_config(self) -> dict[str, Any]:
+        """Attributes that TransformerLens utilities read. Architectures add what they know."""
+        parameter = next(self.parameters())
+        return {
+            "model_name": self.name,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "d_vocab": self.vocab_size,
+            "d_vocab_out": self.vocab_size,
+            "n_ctx": self.n_ctx or 2**20,
+            "device": parameter.device,
+            "dtype": parameter.dtype,
+            "attn_only": False,
+            "parallel_attn_mlp": False,
+            "normalization_type": None,
+            "positional_embedding_type": None,
+            "default_prepend_bos": False,
+            "tokenizer_prepends_bos": False,
+            "use_hook_mlp_in": self.switches.get("use_hook_mlp_in", False),
+            "use_attn_result": self.switches.get("use_attn_result", False),
+            "use_attn_in": self.switches.get("use_attn_in", False),
+            "use_split_qkv_input": self.switches.get("use_split_qkv_input", False),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name} ({self.architecture}): {self.n_layers} layers, d_model {self.d_model}, {self.n_parameters():,} parameters, "
+            f"{len(self.hook_points.points)} hook points"
+        )
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None, per_token: bool = False) -> Tensor:
+    """Cross-entropy in nats of each next token. logits [batch, pos, vocab], tokens [batch, pos] -> scalar, or [batch, pos - 1].
+
+    With a mask, targets that are padding, or that follow padding, do not count.
+    """
+    loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    if mask is None:
+        return loss if per_token else loss.mean()
+    real = (mask[:, 1:] & mask[:, :-1]).to(loss)
+    return loss * real if per_token else (loss * real).sum() / real.sum().clamp(min=1)
+
+
+def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; expected 0 (most likely token) or more.")
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+def default_tokenizer(vocab_size: int) -> ByteTokenizer | None:
+    """Models over 256 symbols read bytes; others bring a tokenizer or take ids only."""
+    return ByteTokenizer() if vocab_size == 256 else None

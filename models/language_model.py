@@ -1,0 +1,300 @@
+"""`LanguageModel`: token embedding → blocks of (norm, sequence mixer, norm, channel mixer) on a residual stream → norm → unembedding.
+
+The sequence mixer is a configuration (softmax attention, retention, Mamba-2, ...); everything around it is shared. GPT-2, Llama, RetNet and
+Mamba-2 are settings of this file, not copies of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.attention.site import Attention, AttentionConfig
+from models.context import Context
+from models.decoder import Decoder, default_tokenizer
+from models.mixers import MixerConfig, build_mixer
+from models.parts.channel_mixers import MLP, MLPConfig
+from models.parts.norms import Norm
+from models.parts.positions import PositionEmbedding
+from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.hooked_model import Mixer
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Args:
+    n_layers, d_model, vocab_size: sizes. n_ctx: longest input (needed for learned positions; None: unlimited).
+    mixer: the sequence mixer of every layer. mlp: the channel mixer, None for none (Mamba-2).
+    norm: `"layer"` or `"rms"`. parallel: attention and MLP read the same input (GPT-J, NeoX) instead of one after the other.
+    tie_embeddings: unembed with the embedding's weights. loops: pass through the blocks this often (depth with shared weights).
+    init_std: standard deviation of the initial weights. seed: of the initial weights.
+    """
+
+    n_layers: int
+    d_model: int
+    vocab_size: int = 256
+    n_ctx: int | None = None
+    mixer: MixerConfig = field(default_factory=lambda: AttentionConfig(n_heads=4))
+    mlp: MLPConfig | None = None
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    parallel: bool = False
+    tie_embeddings: bool = False
+    unembed_bias: bool = False
+    loops: int = 1
+    init_std: float = 0.02
+    seed: int = 0
+
+
+class Embed(nn.Module):
+    """Token embedding W_E [vocab, d_model]."""
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, pos] -> [batch, pos, d_model]."""
+        return self.W_E[tokens]
+
+
+class Unembed(nn.Module):
+    """Logits = x W_U + b_U. `tied` shares the embedding's weights."""
+
+    def __init__(self, d_model: int, vocab_size: int, tied: Embed | None, bias: bool) -> None:
+        super().__init__()
+        self.tied = [tied] if tied is not None else []  # in a list, so that the shared weight is registered once
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model)) if tied is None else None
+        self.b_U = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+        self.hook_in = HookPoint("unembed_input", "batch pos d_model")
+        self.hook_out = HookPoint("logits", "batch pos vocab")
+
+    @property
+    def W_U(self) -> Tensor:
+        """[d_model, vocab]."""
+        weight = self.weight if self.weight is not None else self.tied[0].W_E
+        return weight.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, pos, d_model] -> [batch, pos, vocab]."""
+        logits = self.hook_in(x) @ self.W_U
+        return self.hook_out(logits if self.b_U is None else logits + self.b_U)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then + mlp(norm(x)); or both from the same x if `parallel`."""
+
+    def __init__(self, config: LanguageModelConfig, switches: dict[str, bool]) -> None:
+        super().__init__()
+        self.parallel, self.switches = config.parallel, switches
+        self.hook_resid_pre = HookPoint("resid", "batch pos d_model")
+        self.ln1 = Norm(config.norm, config.d_model, config.norm_eps)
+        mixer = build_mixer(config.mixer, config.d_model, switches)
+        self.is_attention = isinstance(mixer, Attention)
+        if isinstance(mixer, Attention):
+            self.attn = mixer
+            self.hook_attn_out = HookPoint("mixer_out", "batch pos d_model")
+            self.hook_attn_in = HookPoint("mixer_input", "batch pos head d_model", flag="use_attn_in", gated=True)
+            self.hook_q_input = HookPoint(
+                "query_input", "batch pos head d_model", flag="use_split_qkv_input", gated=True
+            )
+            self.hook_k_input = HookPoint(
+                "key_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
+            )
+            self.hook_v_input = HookPoint(
+                "value_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
+            )
+        else:
+            self.mixer = mixer
+            self.hook_mixer_out = HookPoint("mixer_out", "batch pos d_model")
+        if config.mlp is not None:
+            if not config.parallel:
+                self.hook_resid_mid = HookPoint("resid_mid", "batch pos d_model")
+            self.hook_mlp_in = HookPoint("mlp_input", "batch pos d_model", on_demand=True, flag="use_hook_mlp_in")
+            self.ln2 = Norm(config.norm, config.d_model, config.norm_eps)
+            self.mlp = MLP(config.mlp, config.d_model)
+            self.hook_mlp_out = HookPoint("mlp_out", "batch pos d_model")
+        self.has_mlp = config.mlp is not None
+        self.hook_resid_post = HookPoint("resid_post", "batch pos d_model")
+
+    @property
+    def sequence_mixer(self) -> Any:
+        """The attention site or recurrent mixer of this block."""
+        return self.attn if self.is_attention else self.mixer
+
+    def forward(
+        self, x: Tensor, context: Context, carried: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x [batch, pos, d_model] -> same, and what the mixer carries to the next call."""
+        x = self.hook_resid_pre(x)
+        if self.is_attention:
+            mixed, out = self.attn(self._attention_inputs(x), context, carried)
+            mixed = self.hook_attn_out(mixed)
+        else:
+            mixed, out = self.mixer(self.ln1(x), context, carried)
+            mixed = self.hook_mixer_out(mixed)
+        if not self.has_mlp:
+            return self.hook_resid_post(x + mixed), out
+        middle = x if self.parallel else self.hook_resid_mid(x + mixed)
+        added = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(middle))))
+        return self.hook_resid_post(x + mixed + added if self.parallel else middle + added), out
+
+    def _attention_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised input thrice; or, behind the switches, one copy per head (and per q, k, v) so that paths can be patched apart."""
+        if self.switches["use_split_qkv_input"]:
+            heads, kv_heads = self.attn.n_heads, self.attn.n_kv
+            q = self.ln1(self.hook_q_input(x[:, :, None].expand(-1, -1, heads, -1)))
+            k = self.ln1(self.hook_k_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
+            v = self.ln1(self.hook_v_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
+            return q, k, v
+        if self.switches["use_attn_in"]:
+            own = self.ln1(self.hook_attn_in(x[:, :, None].expand(-1, -1, self.attn.n_heads, -1)))
+            group = self.attn.n_heads // self.attn.n_kv
+            if group > 1:
+                raise ValueError(
+                    "use_attn_in needs one key/value head per query head; use use_split_qkv_input with grouped queries."
+                )
+            return own, own, own
+        normalised = self.ln1(x)
+        return normalised, normalised, normalised
+
+
+class LanguageModel(Decoder):
+    """See the module docstring. `name` and `architecture` are set by the registry."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.d_model, self.loops = config.vocab_size, config.d_model, config.loops
+        self.tokenizer = default_tokenizer(config.vocab_size)
+        position = getattr(config.mixer, "position", "none")
+        self.n_ctx = config.n_ctx if position == "learned" else None
+        if position == "learned" and config.n_ctx is None:
+            raise ValueError("Learned positions need n_ctx, the number of positions to learn.")
+        self.switches.update(use_attn_result=False, use_split_qkv_input=False, use_attn_in=False, use_hook_mlp_in=False)
+        self.embed = Embed(config.vocab_size, config.d_model)
+        self.hook_embed = HookPoint("embed", "batch pos d_model")
+        if position in ("learned", "sinusoidal"):
+            self.pos_embed = PositionEmbedding(position, config.n_ctx or 0, config.d_model)
+            self.hook_pos_embed = HookPoint("pos_embed", "batch pos d_model")
+        self.has_position_embedding = position in ("learned", "sinusoidal")
+        self.blocks = nn.ModuleList(Block(config, self.switches) for _ in range(config.n_layers))
+        self.ln_final = Norm(config.norm, config.d_model, config.norm_eps)
+        self.unembed = Unembed(
+            config.d_model, config.vocab_size, self.embed if config.tie_embeddings else None, config.unembed_bias
+        )
+        self.initialise()
+        self.name_hook_points()
+        for point in self.hook_points.points.values():
+            if point.layer_index is not None:
+                point.steps = config.loops
+
+    def initialise(self) -> None:
+        """Seeded N(0, init_std²) weights and zero biases; projections back to the residual stream are scaled by 1/√(2·depth) (GPT-2)."""
+        std, depth = self.config.init_std, self.config.n_layers * self.config.loops
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            for name, parameter in self.named_parameters():
+                if parameter.dim() < 2 or getattr(parameter, "_own_init", False):
+                    continue
+                outward = name.endswith(("output.weight", "outward.weight"))
+                nn.init.normal_(parameter, std=std / (2 * depth) ** 0.5 if outward else std)
+            for module in self.modules():
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            for module in self.modules():
+                if hasattr(module, "initialise_own"):
+                    module.initialise_own()
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The sequence mixer of each layer."""
+        return [block.sequence_mixer for block in self.blocks]
+
+    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+        """[batch, pos] -> [batch, pos, d_model]."""
+        x = self.hook_embed(self.embed(tokens))
+        if self.has_position_embedding:
+            x = x + self.hook_pos_embed(self.pos_embed(context.positions).to(x.dtype).expand_as(x))
+        return x
+
+    def unembed_residual(self, x: Tensor) -> Tensor:
+        """[batch, pos, d_model] -> [batch, pos, vocab]."""
+        return self.unembed(self.ln_final(x))
+
+    # Weights under TransformerLens's names, stacked over layers.
+
+    @property
+    def W_E(self) -> Tensor:
+        """[vocab, d_model]."""
+        return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Tensor:
+        """[n_ctx, d_model]; only with learned positions."""
+        return self.pos_embed.W_pos
+
+    @property
+    def W_U(self) -> Tensor:
+        """[d_model, vocab]."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Tensor:
+        """[vocab]."""
+        return self.unembed.b_U if self.unembed.b_U is not None else self.W_U.new_zeros(self.vocab_size)
+
+    def _stacked(self, part: str, name: str) -> Tensor:
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+    W_Q = property(lambda self: self._stacked("attn", "W_Q"), doc="[layer, head, d_model, d_head].")
+    W_K = property(lambda self: self._stacked("attn", "W_K"), doc="[layer, kv_head, d_model, d_head].")
+    W_V = property(lambda self: self._stacked("attn", "W_V"), doc="[layer, kv_head, d_model, d_head].")
+    W_O = property(lambda self: self._stacked("attn", "W_O"), doc="[layer, head, d_head, d_model].")
+    W_in = property(lambda self: self._stacked("mlp", "W_in"), doc="[layer, d_model, d_mlp].")
+    W_out = property(lambda self: self._stacked("mlp", "W_out"), doc="[layer, d_mlp, d_model].")
+    b_in = property(lambda self: self._stacked("mlp", "b_in"), doc="[layer, d_mlp].")
+    b_out = property(lambda self: self._stacked("mlp", "b_out"), doc="[layer, d_model].")
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
+        """Sum of the output biases that enter the residual stream before `layer` (as TransformerLens counts them). [d_model]."""
+        total = self.W_E.new_zeros(self.d_model)
+        for number, block in enumerate(self.blocks):
+            if number < layer:
+                if block.is_attention:
+                    total = total + block.attn.b_O
+                if include_mlp_biases and block.has_mlp:
+                    total = total + block.mlp.b_out
+            elif number == layer and mlp_input and block.is_attention:
+                total = total + block.attn.b_O
+        return total
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
+        """Unembedding directions of tokens: [..., d_model]. Takes ids or a one-token text."""
+        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        return self.W_U.T[torch.as_tensor(ids, device=self.device)]
+
+    def transformer_lens_config(self) -> dict[str, Any]:
+        """Attributes that TransformerLens utilities read."""
+        view = super().transformer_lens_config()
+        config = self.config
+        view |= {
+            "attn_only": config.mlp is None,
+            "d_mlp": config.mlp.d_mlp if config.mlp else 0,
+            "act_fn": config.mlp.activation if config.mlp else None,
+            "gated_mlp": bool(config.mlp and config.mlp.gated),
+            "normalization_type": {"layer": "LN", "rms": "RMS"}[config.norm],
+            "parallel_attn_mlp": config.parallel,
+            "eps": config.norm_eps,
+        }
+        if isinstance(config.mixer, AttentionConfig):
+            attention = self.blocks[0].attn
+            kinds = {"learned": "standard", "rope": "rotary"}
+            view |= {
+                "n_heads": attention.n_heads,
+                "n_key_value_heads": None if attention.n_kv == attention.n_heads else attention.n_kv,
+                "d_head": attention.d_head,
+                "positional_embedding_type": kinds.get(config.mixer.position, config.mixer.position),
+            }
+        return view

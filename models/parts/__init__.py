@@ -1,0 +1,1 @@
+"""Parts shared by architectures: norms, positions, channel mixers."""

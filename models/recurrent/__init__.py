@@ -1,0 +1,1 @@
+"""Sequence mixers whose memory is a state of fixed size."""

@@ -1,0 +1,117 @@
+"""`LinearCore`: the hooked form of the gated linear attention kernel, shared by BDH, retention, Mamba-2 and every mixer linear in v.
+
+    S_t = exp(log_decay_t) S_{t−1} + write_t k_t v_tᵀ        hook_state[t], after token t is read and written
+    o_t = scale · q_tᵀ S_t   (strict: exp(log_decay_t) S_{t−1})
+    α_ij = scale · q_i·k_j write_j exp(G_i − G_j)             hook_pattern: o = α v exactly
+
+Nothing of size query × key or position × state exists unless somebody watches it. An edited pattern changes the output by
+(edited − true) v and leaves the state alone; an edited state changes every later output.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.gated_linear_attention import effective_pattern, gated_linear_attention
+from models.context import Context
+from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.patterns import PatternMeta
+
+
+class LinearCore(nn.Module):
+    """Parameter-free. Tensors are [batch, head, pos, width]; `mode` is `"chunked"`, `"parallel"` or `"recurrent"`.
+
+    Args:
+        scale, strict: as in the equations above. chunk_size: tokens per chunk (None: the kernel's choice).
+    """
+
+    transparent_in_names = True  # its hook points are addressed as the mixer's own: blocks.0.mixer.hook_state
+
+    def __init__(self, scale: float = 1.0, strict: bool = False, chunk_size: int | None = None) -> None:
+        super().__init__()
+        self.scale, self.strict, self.chunk_size = scale, strict, chunk_size
+        self.mode = "chunked"
+        causal = "strict" if strict else "inclusive"
+        meta = PatternMeta(signed=True, rows_sum_to="free", effective=True, causal=causal)
+        self.hook_pattern = HookPoint("pattern", "batch head query key", meta=meta)
+        self.hook_state = HookPoint("state", "batch head state_k state_v", per_position=True)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        context: Context,
+        state: Tensor | None,
+        log_decay: Tensor | None = None,
+        write: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mix values and update the state. Padding neither writes nor lets time pass.
+
+        Args:
+            q, k: [batch, head, pos, state_k]. v: [batch, head or 1, pos, state_v]. log_decay: [head] or [batch, head, pos]. write: the latter.
+            state: from an earlier call, [batch, head, state_k, state_v].
+
+        Returns:
+            output [batch, head, pos, state_v] and the state after the last token.
+        """
+        batch, heads, length = q.shape[:3]
+        if context.mask is not None:
+            real = context.mask[:, None, :].to(q.dtype)
+            write = (real if write is None else write * real).expand(batch, heads, length)
+            if log_decay is not None:
+                log_decay = (log_decay[None, :, None] if log_decay.dim() == 1 else log_decay) * real
+        stops: list[int] | None = None
+        if self.hook_state.active:
+            stops = self.hook_state.stops(context.offset, length)
+        output, final = gated_linear_attention(
+            q,
+            k,
+            v,
+            log_decay=log_decay,
+            write=write,
+            scale=self.scale,
+            strict=self.strict,
+            initial_state=state,
+            chunk_size=self.chunk_size,
+            mode=self.mode,
+            stops=stops or None,
+            on_state=(lambda t, s: self.hook_state.at(context.offset + t, s)) if stops else None,
+        )
+        if self.hook_pattern.active:
+            pattern = effective_pattern(q, k, log_decay=log_decay, write=write, scale=self.scale, strict=self.strict)
+            edited = self.hook_pattern(pattern)
+            if edited is not pattern:
+                output = output + (edited - pattern) @ v
+        return output, final
+
+
+def grouped(x: Tensor, heads: int) -> Tensor:
+    """Repeat groups over the heads that share them: [batch, group, pos, width] -> [batch, head, pos, width]."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The y with softplus(y) = x, for x > 0."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def linear_record(
+    kind: str, core: LinearCore, n_heads: int, n_key_heads: int, n_value_heads: int, state: tuple[int, int, int]
+) -> dict[str, Any]:
+    """The layer record (run manifest) of any mixer on the linear core. `state` is (head, state_k, state_v)."""
+    return {
+        "kind": kind,
+        "form": "gated_linear",
+        "n_heads": n_heads,
+        "n_key_heads": n_key_heads,
+        "n_value_heads": n_value_heads,
+        "scale": core.scale,
+        "strict": core.strict,
+        "alibi_slopes": None,
+        "window": None,
+        "pattern": core.hook_pattern.meta.as_dict(),
+        "state": {"role": "state", "axes": ["head", "state_k", "state_v"], "shape": list(state)},
+        "signals": [],
+    }

@@ -1,0 +1,262 @@
+"""The registry: architectures (how to build one) and models (a trained checkpoint, or an architecture at random weights).
+
+register_architecture("retnet", paper="retnet", ...)    one call per architecture, in models/architectures.py or its own file
+models.build("retnet", n_layers=2, d_model=64)           random weights
+models.load("retnet-english")                            a shipped model, or a folder written by models.save
+models.list_models()                                     records for the command line and the dashboard
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.configs import config_from_json, config_to_json
+from models.decoder import Decoder
+from workbench.instrument.errors import suggestion
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one architecture.
+
+    Args:
+        name: unique, lower case. title: for people. paper: slug of the catalogue (None for a family without a paper of its own).
+        family: `"attention"`, `"state-space"`, `"linear-attention"`, `"bdh"`, ...
+        config: configuration class. module: model class. presets: named configurations; `"tiny"` is the one the consistency suite runs.
+        fidelity: `"faithful"` (tested against the published equations or code) or `"reconstructed"`.
+        shows: what it can show: `"pattern"`, `"state"`, `"neurons"`, ...
+    """
+
+    name: str
+    title: str
+    paper: str | None
+    family: str
+    config: type
+    module: Callable[[Any], Decoder]
+    presets: dict[str, Any]
+    description: str
+    shows: tuple[str, ...] = ("pattern",)
+    fidelity: str = "faithful"
+    notes: str = ""
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+class UnknownModel(ValueError):
+    """A model or architecture name that does not exist; the message holds the nearest one."""
+
+
+def register_architecture(architecture: Architecture) -> Architecture:
+    """Add to the registry. Refuses a name twice and an architecture without a `"tiny"` preset (the consistency suite needs it)."""
+    if architecture.name in ARCHITECTURES:
+        raise ValueError(f"An architecture named {architecture.name!r} is registered already.")
+    if "tiny" not in architecture.presets:
+        raise ValueError(f"{architecture.name!r} has no 'tiny' preset; the consistency suite needs one.")
+    ARCHITECTURES[architecture.name] = architecture
+    return architecture
+
+
+def architecture(name: str) -> Architecture:
+    """Look up an architecture; raises `UnknownModel` with the nearest name."""
+    import models.architectures  # noqa: F401  (registers them)
+
+    if name not in ARCHITECTURES:
+        raise UnknownModel(
+            f"Unknown architecture {name!r}.{suggestion(name, ARCHITECTURES)} Known: {', '.join(ARCHITECTURES)}."
+        )
+    return ARCHITECTURES[name]
+
+
+def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -> Decoder:
+    """A model of an architecture at random weights.
+
+    Args:
+        name: architecture. preset: starting configuration. config: a whole configuration instead. changes: fields to change.
+    """
+    from dataclasses import fields, replace
+
+    record = architecture(name)
+    if config is None:
+        if preset not in record.presets:
+            raise UnknownModel(
+                f"{name!r} has no preset {preset!r}.{suggestion(preset, record.presets)} It has: {', '.join(record.presets)}."
+            )
+        config = record.presets[preset]
+    known = {item.name for item in fields(config)}
+    for change in changes:
+        if change not in known:
+            raise ValueError(
+                f"{type(config).__name__} has no field {change!r}.{suggestion(change, known)} Its fields: {', '.join(sorted(known))}."
+            )
+    model = record.module(replace(config, **changes))
+    model.name, model.architecture = f"{name}-random", name
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One model in the list: a shipped checkpoint, or an architecture that can be built at random weights."""
+
+    name: str
+    title: str
+    architecture: str
+    paper: str | None
+    family: str
+    parameters: int
+    provenance: str  # "trained" | "random"
+    description: str
+    capabilities: tuple[str, ...]
+    hook_points: int
+    fidelity: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def shipped_names() -> list[str]:
+    """Names of the shipped checkpoints, the default one first."""
+    folders = sorted(p.parent.name for p in SHIPPED.glob("*/card.json"))
+    return sorted(
+        folders, key=lambda name: (json.loads((SHIPPED / name / "card.json").read_text()).get("order", 99), name)
+    )
+
+
+def list_models() -> list[ModelRecord]:
+    """Shipped models first, then every architecture at random weights."""
+    import models.architectures  # noqa: F401
+
+    records = []
+    for name in shipped_names():
+        card = json.loads((SHIPPED / name / "card.json").read_text())
+        records.append(
+            _record(name, card["title"], architecture(card["architecture"]), "trained", card["description"], card)
+        )
+    for record in ARCHITECTURES.values():
+        records.append(
+            _record(
+                f"{record.name}-random", f"{record.title} (random weights)", record, "random", record.description, {}
+            )
+        )
+    return records
+
+
+def _record(
+    name: str, title: str, kind: Architecture, provenance: str, description: str, card: dict[str, Any]
+) -> ModelRecord:
+    # Counting needs a model; the meta device builds one without memory. Cards carry the counts of shipped models.
+    if "parameters" in card and "hook_points" in card:
+        parameters, points = card["parameters"], card["hook_points"]
+    else:
+        parameters, points = _counts(kind.name)
+    return ModelRecord(
+        name,
+        title,
+        kind.name,
+        kind.paper,
+        kind.family,
+        parameters,
+        provenance,
+        description,
+        kind.shows,
+        points,
+        kind.fidelity,
+        card,
+    )
+
+
+_counted: dict[str, tuple[int, int]] = {}
+
+
+def _counts(name: str) -> tuple[int, int]:
+    if name not in _counted:
+        model = build(name)
+        _counted[name] = (model.n_parameters(), len(model.hook_points.points))
+    return _counted[name]
+
+
+def describe(name: str) -> ModelRecord:
+    """The record of one model; raises `UnknownModel` with the nearest name."""
+    records = {record.name: record for record in list_models()}
+    if name not in records:
+        raise UnknownModel(f"Unknown model {name!r}.{suggestion(name, records)} Known: {', '.join(records)}.")
+    return records[name]
+
+
+def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None, dtype: Any = None) -> Path:
+    """Write `model.safetensors`, `config.json` and `card.json`; `load` reads them back.
+
+    Args:
+        folder: created if missing; files are written under temporary names and renamed.
+        card: facts about the model (data, command, metrics). dtype: storage type of the weights, e.g. torch.float16.
+    """
+    from workbench.lab.checkpoints import save_model
+
+    config = {"architecture": model.architecture, "config": config_to_json(model.config)}
+    full = {
+        "name": Path(folder).name,
+        "architecture": model.architecture,
+        "title": Path(folder).name,
+        "description": "",
+        **(card or {}),
+    }
+    full |= {"parameters": model.n_parameters(), "hook_points": len(model.hook_points.points)}
+    save_model(folder, model.state_dict(), config, full, dtype=dtype)
+    return Path(folder)
+
+
+def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> Decoder:
+    """Open a model: a shipped one by name, `<architecture>-random`, or a folder written by `save`.
+
+    Args:
+        dtype: e.g. torch.float64 (default: float32). device: where to put it.
+
+    Raises:
+        UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together.
+    """
+    text = str(name)
+    folder = SHIPPED / text if text in shipped_names() else Path(text)
+    if (folder / "config.json").is_file():
+        model = _load_folder(folder)
+    elif text.endswith("-random"):
+        model = build(text.removesuffix("-random"))
+    else:
+        names = [record.name for record in list_models()]
+        if folder.exists():
+            raise UnknownModel(
+                f"{text!r} holds no config.json. Expected a folder written by models.save, or one of: {', '.join(names)}."
+            )
+        raise UnknownModel(f"Unknown model {text!r}.{suggestion(text, names)} Known: {', '.join(names)}.")
+    if dtype is not None or device is not None:
+        model.to(device=device, dtype=dtype)
+    return model.eval()
+
+
+def _load_folder(folder: Path) -> Decoder:
+    from workbench.lab.checkpoints import load_weights
+
+    record = json.loads((folder / "config.json").read_text())
+    kind = architecture(record["architecture"])
+    model = kind.module(config_from_json(kind.config, record["config"]))
+    weights = load_weights(folder)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder}: weights do not fit {kind.name}: missing {missing[:3]}, unexpected {unexpected[:3]}."
+        )
+    card = folder / "card.json"
+    model.card = json.loads(card.read_text()) if card.is_file() else {}
+    model.name, model.architecture = folder.name, kind.name
+    return model
+
+
+def weights_sha256(model: Decoder) -> str:
+    """A hash of all weights by name, dtype and value."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Measurements on any hooked model, through its protocol."""

@@ -1,0 +1,509 @@
+"""`HookedModel`: running a model while reading and editing it.
+
+A model is a `HookedModel` if its modules own `HookPoint`s and it calls `name_hook_points()` at the end of its constructor. Then it has
+
+    model.run_with_cache(tokens, names=..., layers=..., heads=..., positions=...)   ->  (output, ActivationCache)
+    model.run_with_hooks(tokens, hooks=[(name, function), Ablate(...)])             ->  output
+    with model.hooks([...]): ...                                                    nested, for any number of calls
+    handle = model.add_hook(name, function)                                         until handle.remove()
+    model.states(tokens, positions)  model.trace_state(tokens, layer, entries)  model.patterns(tokens)
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from workbench.instrument.cache import ActivationCache
+from workbench.instrument.entries import CacheEntry, FunctionEntry, GradientCapture, GradientEntry, InterventionEntry
+from workbench.instrument.errors import HookError, HookSignatureError, ReadOnlyHookPoint, UnknownHookPoint, suggestion
+from workbench.instrument.hook_points import Entry, Group, HookPoint, Scope, entered, watch
+from workbench.instrument.interventions import EditState, Intervention
+from workbench.instrument.patterns import Pattern
+from workbench.instrument.selection import HookPoints, Select, Selected, Selection
+from workbench.instrument.states import StateReading, absolute_positions
+
+HookList = Sequence[Any] | Intervention
+
+
+class Mixer(Protocol):
+    """What a layer's sequence mixer tells about itself, so that patterns and states are read the same way everywhere.
+
+    `factor_points` are the hook points whose tensors determine the pattern and the state: `query`, `key`, `value` and, where they exist,
+    `log_decay` and `write`. `constant_factors()` gives those that do not depend on the input, e.g. RetNet's decays [head].
+    """
+
+    factor_points: dict[str, HookPoint]
+
+    def describe(self) -> dict[str, Any]:
+        """The layer record of a run manifest (docs/architecture.md, section 4)."""
+        ...
+
+    def constant_factors(self) -> dict[str, Tensor]:
+        """Factors that are the same for every input."""
+        ...
+
+
+class HookHandle:
+    """Takes a permanent hook off again."""
+
+    def __init__(self, attached: list[tuple[HookPoint, Entry]]) -> None:
+        self._attached = attached
+
+    def remove(self) -> None:
+        """Detach; harmless if already detached."""
+        for point, entry in self._attached:
+            if entry in point.permanent:
+                point.permanent = tuple(e for e in point.permanent if e is not entry)
+                watch([point], -1)
+        self._attached = []
+
+
+class HookedModel(nn.Module):
+    """Base of every model here. See the module docstring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.switches: dict[str, bool] = {}
+        self.hook_points: HookPoints = HookPoints({}, 0, self.switches)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers (blocks)."""
+        raise TypeError(f"{type(self).__name__} does not say how many layers it has")
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The sequence mixer of each layer."""
+        raise TypeError(f"{type(self).__name__} does not list its sequence mixers")
+
+    # ------------------------------------------------------------------ names
+
+    def hook_aliases(self) -> dict[str, str]:
+        """Other names for hook points (a paper's, another tool's), to their name here."""
+        return {}
+
+    def name_hook_points(self) -> None:
+        """Give every hook point its name from the module tree and index them. Call once, at the end of the constructor."""
+        points: dict[str, HookPoint] = {}
+        modules = dict(self.named_modules())
+        for path, module in modules.items():
+            parts = path.split(".")
+            shown = [
+                part
+                for i, part in enumerate(parts)
+                if not getattr(modules[".".join(parts[: i + 1])], "transparent_in_names", False)
+            ]
+            module_name = ".".join(shown)
+            for attribute, value in vars(module).items():
+                if isinstance(value, HookPoint):
+                    value.name = f"{module_name}.{attribute}" if module_name else attribute
+                    layer = re.match(r"blocks\.(\d+)\.", value.name)
+                    value.layer_index = int(layer[1]) if layer else None
+                    points[value.name] = value
+        self.hook_points = HookPoints(points, self.n_layers, self.switches, self.hook_aliases())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModel":
+        import copy
+
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for key, value in self.__dict__.items():
+            twin.__dict__[key] = copy.deepcopy(value, memo)
+        twin.name_hook_points()
+        return twin
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """All hook points by name."""
+        return dict(self.hook_points.points)
+
+    def set_switch(self, name: str, on: bool) -> None:
+        """Turn an optional group of hook points on or off; raises `UnknownHookPoint` with the nearest switch."""
+        if name not in self.switches:
+            raise UnknownHookPoint(
+                f"This model has no switch {name!r}.{suggestion(name, self.switches)} It has: {', '.join(self.switches)}."
+            )
+        self.switches[name] = bool(on)
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Include `attn.hook_result` (each head's contribution to the residual stream) in "cache everything"."""
+        self.set_switch("use_attn_result", use_attn_result)
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Give queries, keys and values their own copies of the block input, per head: `hook_{q,k,v}_input`."""
+        self.set_switch("use_split_qkv_input", use_split_qkv_input)
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Give each head its own copy of the block input: `hook_attn_in`."""
+        self.set_switch("use_attn_in", use_attn_in)
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Include `hook_mlp_in` in "cache everything"."""
+        self.set_switch("use_hook_mlp_in", use_hook_mlp_in)
+
+    # --------------------------------------------------------------- attaching
+
+    def _groups(self, hooks: HookList, backward: bool = False) -> list[Group]:
+        """Turn what a user wrote into entries at hook points; every mistake is found here, before anything runs."""
+        items = [hooks] if isinstance(hooks, Intervention) else list(hooks)
+        groups: list[Group] = []
+        for item in items:
+            if isinstance(item, Intervention):
+                if backward:
+                    raise HookError(
+                        f"{type(item).__name__} changes activations; backward hooks take (name, function) pairs."
+                    )
+                groups.extend(self._intervention_groups(item))
+                continue
+            if not (isinstance(item, (tuple, list)) and len(item) == 2):
+                raise HookSignatureError(
+                    f"Cannot attach {item!r}. Expected an intervention or a pair (hook point, function), e.g. "
+                    "('blocks.0.attn.hook_z', lambda z, hook: 0 * z)."
+                )
+            selection, function = item
+            if isinstance(function, Intervention):
+                groups.extend(self._intervention_groups(function, selection))
+                continue
+            for description, selected in self.hook_points.resolve(selection):
+                kind = GradientEntry if backward else FunctionEntry
+                entries: list[Entry] = [kind(s.address, function, step=s.step, positions=s.positions) for s in selected]
+                groups.append(Group(description, entries, [s.point for s in selected]))
+        return groups
+
+    def _intervention_groups(self, intervention: Intervention, selection: Selection | None = None) -> list[Group]:
+        selection = intervention.targets(self.hook_points) if selection is None else selection
+        groups = []
+        for description, selected in self.hook_points.resolve(selection):
+            entries: list[Entry] = []
+            for s in selected:
+                if not s.point.editable:
+                    raise ReadOnlyHookPoint(
+                        f"{type(intervention).__name__} cannot edit {s.point.name!r}: it only reports. "
+                        f"Editable points of this layer include "
+                        f"{[p.name for p in self.hook_points.points.values() if p.editable and p.layer_index == s.point.layer_index][:3]}."
+                    )
+                intervention.check(s.point)
+                positions = s.positions
+                if isinstance(intervention, EditState) and s.point.per_position and positions is None:
+                    positions = intervention.after_positions
+                entries.append(InterventionEntry(s.address, intervention, step=s.step, positions=positions))
+            part = "".join(f", {axis} {list(i)}" for axis, i in intervention.bounds.items())
+            groups.append(Group(description + part, entries, [s.point for s in selected]))
+        return groups
+
+    @contextmanager
+    def hooks(
+        self,
+        hooks: HookList = (),
+        *,
+        fwd_hooks: HookList = (),
+        bwd_hooks: Sequence[Any] = (),
+        strict: bool = True,
+    ) -> Iterator["HookedModel"]:
+        """Attach hooks for every call of this thread inside the `with` block. Blocks nest; outer hooks run first.
+
+        Args:
+            hooks, fwd_hooks: interventions and `(selection, function)` pairs; `function(activation, hook)` returns a replacement or None.
+            bwd_hooks: `(selection, function)` pairs on the gradient of whatever is backpropagated inside the block.
+            strict: with True, a hook that no call in the block reaches is an error when the block ends.
+
+        Raises:
+            UnknownHookPoint, HookSignatureError, ReadOnlyHookPoint: on entering. HookReturnError: in a call. HookNeverReached: on leaving.
+        """
+        groups = self._groups(hooks) + self._groups(fwd_hooks) + self._groups(bwd_hooks, backward=True)
+        with entered(groups, strict):
+            yield self
+
+    def run_with_hooks(
+        self,
+        *args: Any,
+        hooks: HookList = (),
+        fwd_hooks: HookList = (),
+        bwd_hooks: Sequence[Any] = (),
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """One call with hooks attached; see `hooks`. Other arguments go to the model."""
+        with self.hooks(hooks, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, strict=strict):
+            return self(*args, **kwargs)
+
+    def add_hook(self, selection: Selection, function: Any, *, backward: bool = False) -> HookHandle:
+        """Attach for all calls of all threads until `handle.remove()` or `reset_hooks()`."""
+        groups = self._groups([(selection, function)], backward)
+        attached = [
+            (point, entry) for group in groups for point, entry in zip(group.points, group.entries, strict=True)
+        ]
+        for point, entry in attached:
+            point.permanent = (*point.permanent, entry)
+            watch([point], +1)
+        return HookHandle(attached)
+
+    def list_hooks(self) -> dict[str, int]:
+        """Permanent hooks attached, by hook-point name."""
+        return {name: len(point.permanent) for name, point in self.hook_points.points.items() if point.permanent}
+
+    def reset_hooks(self) -> None:
+        """Take off all permanent hooks. Hooks of calls and `with` blocks need no resetting: they leave with them."""
+        for point in self.hook_points.points.values():
+            watch([point], -len(point.permanent))
+            point.permanent = ()
+
+    # ------------------------------------------------------------------ caching
+
+    def run_with_cache(
+        self,
+        *args: Any,
+        names: Selection | None = None,
+        names_filter: Selection | None = None,
+        role: str | None = None,
+        layers: int | Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
+        positions: int | slice | Sequence[int] | None = None,
+        pos_slice: int | slice | Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        hooks: HookList = (),
+        gradients_of: Callable[[Any], Tensor] | None = None,
+        incl_bwd: bool = False,
+        detach: bool = True,
+        remove_batch_dim: bool = False,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """One call that stores activations; selection happens before storing.
+
+        Args:
+            names: name, glob, `Select`, predicate or list of these; None for every hook point that costs nothing extra.
+            role, layers: keep only hook points of this role / these layers.
+            heads, positions: keep only this part of the head axis / of the position (query) axis. For states, the positions to read at.
+            dtype, device: convert floating activations / move them when storing.
+            hooks: attach these as well; the cache holds what the model went on with after them.
+            gradients_of: function of the output giving a scalar; its gradient at every cached point is in `cache.gradients`.
+            incl_bwd: short for `gradients_of` the output itself (use with return_type="loss").
+            detach: store without the autograd graph.
+            strict: with True, a selection of which the run reaches nothing is an error.
+            names_filter, pos_slice: TransformerLens's words for names and positions.
+
+        Returns:
+            The call's output and an `ActivationCache`.
+        """
+        names = names if names is not None else names_filter
+        positions = positions if positions is not None else pos_slice
+        if isinstance(positions, int):
+            positions = [positions]
+        store: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        gather: dict[str, list[tuple[int, Tensor]]] = {}
+        groups: list[Group] = []
+        for description, selected in self._cache_selection(names, role, layers):
+            entries: list[Entry] = []
+            for s in selected:
+                where = {"step": s.step, "positions": s.positions}
+                per_step = s.point.steps > 1 and s.step is None
+                index = self._index(s.point, heads, positions)
+                single = s.positions is not None and len(s.positions) == 1 and isinstance(s.positions[0], int)
+                if s.point.per_position and s.positions is None and positions is not None:
+                    where["positions"] = _as_items(positions)
+                entries.append(
+                    CacheEntry(
+                        s.address,
+                        s.address,
+                        store,
+                        index=index,
+                        dtype=dtype,
+                        device=device,
+                        detach=detach,
+                        per_step=per_step,
+                        gather=gather if s.point.per_position and not single else None,
+                        **where,
+                    )
+                )
+            groups.append(Group(description, entries, [s.point for s in selected]))
+            if gradients_of is not None or incl_bwd:
+                captures: list[Entry] = [
+                    GradientCapture(
+                        s.address,
+                        s.address,
+                        kept,
+                        per_step=s.point.steps > 1 and s.step is None,
+                        step=s.step,
+                        positions=s.positions,
+                    )
+                    for s in selected
+                ]
+                groups.insert(0, Group(description, captures, [s.point for s in selected]))
+        _check_used(groups, heads, positions)
+        gradients: dict[str, Tensor] = {}
+        with entered(self._groups(hooks), strict), entered(groups, strict):
+            if gradients_of is None and not incl_bwd:
+                output = self(*args, **kwargs)
+            else:
+                with torch.enable_grad():
+                    output = self(*args, **kwargs)
+                    metric = gradients_of(output) if gradients_of is not None else output
+                    gradients = _gradients(metric, kept)
+        for key, pieces in gather.items():
+            store[key] = torch.stack([value for _, value in sorted(pieces, key=lambda piece: piece[0])], dim=1)
+        cache = ActivationCache(store, self.hook_points.points, self.n_layers, gradients, self.hook_points.aliases)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _cache_selection(
+        self, names: Selection | None, role: str | None, layers: int | Sequence[int] | None
+    ) -> list[tuple[str, list[Selected]]]:
+        if names is None and role is None and layers is None:
+            return [("every hook point", self.hook_points.default())]
+        if names is None and role is None:
+            inside = {s.point.name for s in self.hook_points.resolve(Select(layer=layers))[0][1]}
+            return [(f"layers {layers}", [s for s in self.hook_points.default() if s.point.name in inside])]
+        groups = self.hook_points.resolve(names if names is not None else Select(role=role, layer=layers))
+        if names is None or (role is None and layers is None):
+            return groups
+        keep = {s.point.name for s in self.hook_points.resolve(Select(role=role, layer=layers))[0][1]}
+        filtered = [(description, [s for s in selected if s.point.name in keep]) for description, selected in groups]
+        for description, selected in filtered:
+            if not selected:
+                raise UnknownHookPoint(
+                    f"{description} and {Select(role=role, layer=layers)} have no hook point in common."
+                )
+        return filtered
+
+    @staticmethod
+    def _index(point: HookPoint, heads: Any, positions: Any) -> dict[str, Any]:
+        index: dict[str, Any] = {}
+        if heads is not None and "head" in point.axes:
+            index["head"] = [heads] if isinstance(heads, int) else list(heads)
+        if positions is not None and not point.per_position:
+            for axis in ("pos", "query"):
+                if axis in point.axes:
+                    index[axis] = positions if isinstance(positions, slice) else list(positions)
+        return index
+
+    # ------------------------------------------------- patterns and states
+
+    def patterns(self, tokens: Any, layers: int | Sequence[int] | None = None, **kwargs: Any) -> dict[int, Pattern]:
+        """The pattern of every layer (or some): softmax attention as formed, other mixers' effective pattern.
+
+        Args:
+            tokens: [batch, pos], or text. layers: restrict to these. Further arguments as for `run_with_cache` (`heads`, `hooks`, ...).
+
+        Returns:
+            `{layer: Pattern}` with values [batch, head, query, key].
+        """
+        _, cache = self.run_with_cache(tokens, names=Select(role="pattern", layer=layers), **kwargs)
+        result = {}
+        for address, values in cache.items():
+            point = cache.point(address)
+            assert point.layer_index is not None
+            result[point.layer_index] = Pattern(values, point.meta, point.layer_index, address)
+        return result
+
+    def states(
+        self, tokens: Any, positions: int | Sequence[int], layers: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> StateReading:
+        """Matrix states after chosen tokens, without storing the others.
+
+        Returns:
+            `StateReading`: per layer [batch, position, head, state_k, state_v], positions ascending.
+        """
+        self._require_state("read")
+        tokens = self.to_tokens(tokens)
+        wanted = absolute_positions(positions, tokens.shape[1])
+        _, cache = self.run_with_cache(tokens, names=Select(role="state", layer=layers), positions=wanted, **kwargs)
+        return StateReading(wanted, {cache.point(a).layer_index or 0: t for a, t in cache.items()})
+
+    def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, int, int]], **kwargs: Any) -> Tensor:
+        """Chosen entries `(head, i, j)` of one layer's state after every token, exactly, in O(tokens x entries) time and memory.
+
+        Returns:
+            [batch, pos, entry].
+        """
+        from kernels.gated_linear_attention import trace_entries
+
+        self._require_state("trace")
+        factors = self.state_factors(tokens, layer, **kwargs)
+        n_heads, size_k, size_v = factors["key"].shape[1], factors["key"].shape[3], factors["value"].shape[3]
+        for head, i, j in entries:
+            if not (0 <= head < n_heads and 0 <= i < size_k and 0 <= j < size_v):
+                raise HookError(
+                    f"State entry {(head, i, j)} is outside (head, state_k, state_v) = {(n_heads, size_k, size_v)} of layer {layer}."
+                )
+        return trace_entries(
+            factors["key"],
+            factors["value"],
+            list(entries),
+            log_decay=factors.get("log_decay"),
+            write=factors.get("write"),
+        )
+
+    def state_factors(self, tokens: Any, layer: int, **kwargs: Any) -> dict[str, Tensor]:
+        """The factors of one layer's pattern and state as [batch, head, pos, width] (decays and writes [batch, head, pos] or [head])."""
+        mixer = self.mixers[range(self.n_layers)[layer]]
+        points = mixer.factor_points
+        _, cache = self.run_with_cache(tokens, names=[point.name for point in points.values()], **kwargs)
+        factors = {name: heads_first(cache[point.name], point) for name, point in points.items()}
+        return {**mixer.constant_factors(), **factors}
+
+    def _require_state(self, verb: str) -> None:
+        if "state" not in self.hook_points.roles:
+            raise UnknownHookPoint(
+                f"There is no recurrent state to {verb}: this model's memory is its cache of keys and values (roles 'key' and 'value')."
+            )
+
+    def to_tokens(self, tokens: Any) -> Tensor:
+        """[batch, pos] token ids from ids or text. Models with a tokenizer override this to accept text."""
+        if not isinstance(tokens, Tensor):
+            raise HookError(f"Expected token ids as a tensor [batch, pos], got {type(tokens).__name__}.")
+        return tokens if tokens.dim() == 2 else tokens[None]
+
+
+def heads_first(x: Tensor, point: HookPoint) -> Tensor:
+    """Reorder to [batch, head, pos, ...] by the axis names of the hook point."""
+    names = list(point.axes)
+    head = next((axis for axis in ("head", "kv_head", "group") if axis in names), None)
+    order = ["batch", *([head] if head else []), "pos"]
+    rest = [axis for axis in names if axis not in order]
+    x = x.permute([names.index(axis) for axis in [*order, *rest]])
+    return x if head else x.unsqueeze(1)
+
+
+def _as_items(positions: Any) -> tuple[Any, ...] | None:
+    if isinstance(positions, slice):
+        if positions.step not in (None, 1):
+            raise HookError("positions: a slice with a step cannot select states; give the positions as a list.")
+        if positions.start is None and positions.stop is None:
+            return None
+        return ((positions.start or 0, positions.stop),)
+    return tuple(int(p) for p in positions)
+
+
+def _check_used(groups: list[Group], heads: Any, positions: Any) -> None:
+    """A `heads` or `positions` argument that concerns none of the selected points would silently do nothing."""
+    points = [point for group in groups for point in group.points]
+    if heads is not None and not any("head" in point.axes for point in points):
+        raise HookError(
+            f"heads={heads!r} concerns none of the selected hook points: none has a 'head' axis ({points[0].name!r}: {points[0].axes})."
+        )
+    if positions is not None and not any(p.per_position or {"pos", "query"} & set(p.axes) for p in points):
+        raise HookError(f"positions={positions!r} concerns none of the selected hook points: none has a position axis.")
+
+
+def _gradients(metric: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(metric, Tensor) or metric.numel() != 1:
+        shape = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
+        raise HookError(
+            f"Gradients need a scalar; got {shape}. Expected gradients_of to return one number (or return_type='loss')."
+        )
+    if not metric.requires_grad:
+        raise HookError("Gradients were asked for, but the metric does not depend on any cached activation.")
+    gradients = torch.autograd.grad(metric, list(kept.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(x) if gradient is None else gradient
+        for (name, x), gradient in zip(kept.items(), gradients, strict=True)
+    }
+
+
+__all__ = ["HookHandle", "HookedModel", "Mixer", "Scope"]

@@ -1,0 +1,230 @@
+"""Selecting hook points: by name, glob, role, layer, predicate. A selection that matches nothing is an error with the nearest name.
+
+Address grammar: `name`, `name@step`, `name[positions]`, `name@step[positions]`, where `name` may be a glob (`blocks.*.attn.hook_z`),
+`step` counts passes over shared weights, and `positions` is `12`, `-1`, `3:10`, `4,8,-1` or `*` (per-position points only).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from workbench.instrument.errors import UnknownHookPoint, suggestion
+from workbench.instrument.hook_points import HookPoint
+
+_ADDRESS = re.compile(r"^(?P<name>[^@\[\]]*?)(?:@(?P<step>-?\d+))?(?:\[(?P<positions>[^\]]*)\])?$")
+
+
+@dataclass(frozen=True)
+class Select:
+    """Hook points by what they are rather than by name, so that one probe runs on every architecture.
+
+    Args:
+        role: e.g. `"pattern"`, `"resid"`, `"state"`.
+        layer: one layer, several, or None for all. Negative layers count from the last.
+        name: additionally, a glob on the name.
+    """
+
+    role: str | None = None
+    layer: int | Sequence[int] | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{key}={value!r}" for key, value in vars(self).items() if value is not None]
+        return f"Select({', '.join(parts)})"
+
+
+Selection = str | HookPoint | Select | Callable[[str], bool] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One resolved address."""
+
+    point: HookPoint
+    step: int | None = None
+    positions: tuple[Any, ...] | None = None
+
+    @property
+    def address(self) -> str:
+        """`name`, `name@step`, `name[positions]`, as the user would write it."""
+        step = "" if self.step is None else f"@{self.step}"
+        if self.positions is None:
+            return f"{self.point.name}{step}"
+        written = ",".join(
+            str(p) if isinstance(p, int) else f"{p[0]}:{'' if p[1] is None else p[1]}" for p in self.positions
+        )
+        return f"{self.point.name}{step}[{written}]"
+
+
+class HookPoints:
+    """The hook points of one model by name, and the resolver of selections over them."""
+
+    def __init__(
+        self,
+        points: Mapping[str, HookPoint],
+        n_layers: int,
+        switches: Mapping[str, bool],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.points, self.n_layers, self.switches, self.aliases = points, n_layers, switches, aliases or {}
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles that occur in this model."""
+        return sorted({point.role for point in self.points.values()})
+
+    def default(self) -> list[Selected]:
+        """What "cache everything" means: all points but those computed on demand, unless their switch is on."""
+        return [
+            Selected(point)
+            for point in self.points.values()
+            if not point.on_demand or (point.flag is not None and self.switches.get(point.flag, False))
+        ]
+
+    def resolve(self, selection: Selection) -> list[tuple[str, list[Selected]]]:
+        """Resolve what a user wrote into described groups, each with at least one hook point.
+
+        A list resolves item by item, and every item must match: one bad name in a list is an error.
+        """
+        if isinstance(selection, (list, tuple, set, frozenset)):
+            if not selection:
+                raise UnknownHookPoint(
+                    "An empty list selects no hook point. Expected at least one name, glob, role or predicate."
+                )
+            return [group for item in selection for group in self.resolve(item)]
+        if isinstance(selection, HookPoint):
+            if self.points.get(selection.name) is not selection:
+                raise UnknownHookPoint(f"{selection!r} belongs to another model. Expected a hook point of this one.")
+            return [(repr(selection.name), [self._available(selection)])]
+        if isinstance(selection, Select):
+            return [(str(selection), self._by_kind(selection))]
+        if isinstance(selection, str):
+            return [(repr(selection), self._by_address(selection))]
+        if callable(selection):
+            matches = [Selected(p) for name, p in self.points.items() if selection(name) and not self._switched_off(p)]
+            name = getattr(selection, "__name__", "predicate")
+            if not matches:
+                raise UnknownHookPoint(
+                    f"The predicate {name!r} matches none of the {len(self.points)} hook points. "
+                    f"Expected a function of the hook name, e.g. lambda name: name.endswith('hook_resid_post'); names look like "
+                    f"{next(iter(self.points))!r}."
+                )
+            return [(f"the predicate {name!r}", matches)]
+        raise UnknownHookPoint(
+            f"Cannot select hook points by {type(selection).__name__}. Expected a name, a glob, Select(role=..., layer=...), "
+            "a predicate on names, or a list of these."
+        )
+
+    def _switched_off(self, point: HookPoint) -> bool:
+        return point.gated and point.flag is not None and not self.switches.get(point.flag, False)
+
+    def _available(
+        self, point: HookPoint, step: int | None = None, positions: tuple[Any, ...] | None = None
+    ) -> Selected:
+        if self._switched_off(point):
+            raise UnknownHookPoint(
+                f"{point.name!r} does not exist while {point.flag} is off. Switch it on first: model.set_{point.flag}(True)."
+            )
+        if step is not None and point.steps == 1:
+            raise UnknownHookPoint(
+                f"{point.name!r} has no steps: its weights are not shared over depth, a run passes it once. "
+                f"Expected the bare name {point.name!r}."
+            )
+        if step is not None and not 0 <= step < point.steps:
+            raise UnknownHookPoint(f"{point.name!r} has steps 0..{point.steps - 1}, not {step}.")
+        if positions is not None and not point.per_position:
+            raise UnknownHookPoint(
+                f"{point.name!r} holds all positions in one tensor (axes {' '.join(point.axes)}); [positions] is for per-position points. "
+                "Expected the bare name; use positions=... to select when caching or intervening."
+            )
+        return Selected(point, step, positions)
+
+    def _by_kind(self, selection: Select) -> list[Selected]:
+        if selection.role is None and selection.layer is None and selection.name is None:
+            raise UnknownHookPoint("Select() is empty. Expected a role, a layer or a name glob.")
+        if selection.role is not None and selection.role not in self.roles:
+            raise UnknownHookPoint(
+                f"Unknown role {selection.role!r} on this model.{suggestion(selection.role, self.roles)} "
+                f"Its roles are: {', '.join(self.roles)}."
+            )
+        layers = self._layers(selection.layer)
+        matches = [
+            Selected(point)
+            for name, point in self.points.items()
+            if (selection.role is None or point.role == selection.role)
+            and (layers is None or point.layer_index in layers)
+            and (selection.name is None or fnmatchcase(name, selection.name))
+            and not self._switched_off(point)
+        ]
+        if not matches:
+            raise UnknownHookPoint(f"{selection} matches no hook point. Roles of this model: {', '.join(self.roles)}.")
+        return matches
+
+    def _layers(self, layer: int | Sequence[int] | None) -> set[int] | None:
+        if layer is None:
+            return None
+        layers = [layer] if isinstance(layer, int) else list(layer)
+        for number in layers:
+            if not -self.n_layers <= number < self.n_layers:
+                raise UnknownHookPoint(f"Layer {number} is out of range: this model has layers 0..{self.n_layers - 1}.")
+        return {number % self.n_layers for number in layers}
+
+    def _by_address(self, address: str) -> list[Selected]:
+        parsed = _ADDRESS.match(address)
+        if parsed is None:
+            raise UnknownHookPoint(
+                f"{address!r} is not a hook address. Expected name, name@step or name[positions], e.g. 'blocks.0.attn.hook_pattern'."
+            )
+        name = self.aliases.get(parsed["name"], parsed["name"])
+        step = int(parsed["step"]) if parsed["step"] is not None else None
+        positions = parse_positions(parsed["positions"], address) if parsed["positions"] is not None else None
+        if name in self.points:
+            return [self._available(self.points[name], step, positions)]
+        if any(character in name for character in "*?"):
+            return self._by_glob(name, step, positions)
+        layer = re.match(r"blocks\.(-?\d+)\.", name)
+        if layer and not 0 <= int(layer[1]) < self.n_layers:
+            raise UnknownHookPoint(
+                f"{name!r}: layer {layer[1]} is out of range; this model has layers 0..{self.n_layers - 1}."
+            )
+        raise UnknownHookPoint(f"Unknown hook point {name!r}.{suggestion(name, self.points)}")
+
+    def _by_glob(self, glob: str, step: int | None, positions: tuple[Any, ...] | None) -> list[Selected]:
+        matches = [point for name, point in self.points.items() if fnmatchcase(name, glob)]
+        usable = [point for point in matches if not self._switched_off(point)]
+        if step is not None:
+            usable = [point for point in usable if point.steps > 1]
+        if positions is not None:
+            usable = [point for point in usable if point.per_position]
+        if usable:
+            return [self._available(point, step, positions) for point in usable]
+        if matches:  # it matched points that cannot be meant: say why, for the first of them
+            self._available(matches[0], step, positions)
+        raise UnknownHookPoint(
+            f"The glob {glob!r} matches none of the {len(self.points)} hook points.{suggestion(glob.replace('*', '0'), self.points)}"
+        )
+
+
+def parse_positions(text: str, address: str) -> tuple[Any, ...] | None:
+    """`"4,8,-1"` to `(4, 8, -1)`, `"3:10"` to `((3, 10),)`, `"*"` to None (every position)."""
+    if text.strip() in ("*", ":"):
+        return None
+    items: list[Any] = []
+    for part in text.split(","):
+        bounds = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        if bounds:
+            items.append((int(bounds[1] or 0), int(bounds[2]) if bounds[2] else None))
+        elif re.fullmatch(r"\s*-?\d+\s*", part):
+            items.append(int(part))
+        else:
+            raise UnknownHookPoint(
+                f"Cannot read the positions in {address!r}. Expected e.g. [12], [-1], [3:10], [4,8] or [*]."
+            )
+    return tuple(items)
+
+
+def names_of(groups: Iterable[tuple[str, list[Selected]]]) -> list[str]:
+    """Addresses of all resolved points, in order."""
+    return [selected.address for _, group in groups for selected in group]
