@@ -214,7 +214,7 @@ def _split_text(text: str, held_out: float = _HELD_OUT) -> tuple[str, str]:
             cut += len(mark)
             return text[:cut], text[cut:]
     raise ValueError(
-        """Cut a text once, at the first paragraph break (or else line break) after the training share of it."""
+        f"the text ({len(text)} characters) has no line break in its last {held_out:.0%}, so no held-out part can be cut"
     )
 
 

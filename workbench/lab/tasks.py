@@ -230,8 +230,7 @@ class Induction(Task):
 
 @dataclass(frozen=True)
 class AssociativeRecall(Task):
-    """Multi-query associative recall: key–value pairs, then several of the keys again, each to be answered by its
-    value.
+    """Multi-query associative recall: key–value pairs, then several keys again, each answered by its value.
 
     Keys are the ids below vocab_size // 2, values the others. A row begins with `pairs` pairs `k v` of different random
     keys and random values. The rest is cut into slots of two tokens; `queries` of the slots, chosen without repetition
