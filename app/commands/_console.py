@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Messages of these are written for the reader, as are those of the project's own exceptions; any other exception is
 # shown with its class, since it is likely a bug.
 WRITTEN_FOR_THE_READER = (ValueError, LookupError, OSError, FloatingPointError)
+PIPED_WIDTH = 200  # columns of a table that goes to a file or another program, which have no width of their own
 FLOORS = ("kernels", "workbench", "models", "probes", "case_studies", "app")
 
 
@@ -48,7 +50,10 @@ def describe_failure(error: Exception) -> tuple[str, str]:
 def stdout() -> Console:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_WIDTH
+    return console
 
 
 def stderr() -> Console:
@@ -98,18 +103,24 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def new_table(*columns: str, numbers: Iterable[str] = (), title: str | None = None) -> Table:
-    """A table without vertical lines; the columns in `numbers` are right-aligned, the first one never wraps."""
+def new_table(*columns: str, numbers: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:
+    """A table without vertical lines. Columns in `numbers` are right-aligned; only those in `wide` wrap their text."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    right = set(numbers)
-    for position, column in enumerate(columns):
-        table.add_column(
-            column, justify="right" if column in right else "left", no_wrap=position == 0 or column in right,
-            overflow="fold",
-        )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    right, wraps = set(numbers), set(wide)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column not in wraps)
+    return table
+
+
+def facts_table(title: str, name: str, facts: Mapping[str, object]) -> Table:
+    """What is known about one thing, a line each; facts that are None or "" are left out."""
+    table = new_table(title, name, wide=(name,))
+    for fact, value in facts.items():
+        if value not in (None, ""):
+            add_row(table, fact, value)
     return table
 
 

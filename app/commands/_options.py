@@ -40,6 +40,13 @@ def complete_models(incomplete: str) -> list[str]:
     return [record.name for record in list_models() if record.name.startswith(incomplete)]
 
 
+def complete_architectures(incomplete: str) -> list[str]:
+    """Architecture names for the shell's tab key."""
+    from models.registry import list_models
+
+    return sorted({record.architecture for record in list_models() if record.architecture.startswith(incomplete)})
+
+
 def complete_slugs(incomplete: str) -> list[str]:
     """Paper slugs for the shell's tab key."""
     from workbench.lab.catalogue import load_catalogue
@@ -52,3 +59,10 @@ def complete_corpora(incomplete: str) -> list[str]:
     from workbench.lab.corpora import list_corpora
 
     return [record.name for record in list_corpora() if record.name.startswith(incomplete)]
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Task names for the shell's tab key."""
+    from workbench.lab.tasks import list_tasks
+
+    return [record.name for record in list_tasks() if record.name.startswith(incomplete)]

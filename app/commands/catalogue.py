@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands._console import Failure, add_row, counted, new_table, note, print_json, stdout
+from app.commands._console import Failure, add_row, counted, facts_table, new_table, note, print_json, stdout
 from app.commands._options import AsJson, complete_slugs
 
 if TYPE_CHECKING:
@@ -76,12 +76,16 @@ def as_record(entry: Coverage) -> dict[str, Any]:
 
 def show(entry: Coverage) -> None:
     paper = entry.paper
-    table = new_table("paper", paper.slug)
-    facts = {"title": paper.title, "year": paper.year, "kind": paper.kind, "family": paper.family,
-             "system": paper.system_name, "tier": paper.tier, "code of the authors": paper.repo}  # fmt: skip
-    for name, value in facts.items():
-        if value != "":
-            add_row(table, name, value)
+    facts: dict[str, object] = {
+        "title": paper.title,
+        "year": paper.year,
+        "kind": paper.kind,
+        "family": paper.family,
+        "system": paper.system_name,
+        "tier": paper.tier,
+        "authors' code": paper.repo,
+    }
+    table = facts_table("paper", paper.slug, facts)
     for declaration in entry.declarations:
         about = f" ({declaration.note})" if declaration.note else ""
         add_row(table, declaration.kind.replace("_", " "), f"{declaration.name}{about}")
@@ -91,7 +95,9 @@ def show(entry: Coverage) -> None:
 
 
 def listing(entries: list[Coverage]) -> None:
-    table = new_table("slug", "year", "tier", "family", "implemented by", numbers=("year", "tier"))
+    table = new_table(
+        "slug", "year", "tier", "family", "implemented by", numbers=("year", "tier"), wide=("implemented by",)
+    )
     for entry in entries:
         names = ", ".join(f"{found.kind.replace('_', ' ')} {found.name}" for found in entry.declarations)
         add_row(table, entry.paper.slug, entry.paper.year, entry.paper.tier, entry.paper.family, names)

@@ -17,14 +17,15 @@ def command(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"corpora": corpora, "tasks": tasks})
         return
-    table = new_table("corpus", "here", "licence", "description")
+    table = new_table("corpus", "here", "licence", "description", wide=("licence", "description"))
     for corpus in corpora:
         add_row(table, corpus.name, "yes" if corpus.available else "no", corpus.licence, corpus.description)
     stdout().print(table)
     for corpus in corpora:
         if not corpus.available:
             note(f"{corpus.name}: {corpus.reason}")
-    table = new_table("task", "description")
+    table = new_table("task", "settings", "description", wide=("settings", "description"))
     for task in tasks:
-        add_row(table, task.name, task.description)
+        settings = " ".join(name if value is None else f"{name}={value}" for name, value in task.options.items())
+        add_row(table, task.name, settings, task.description)
     stdout().print(table)

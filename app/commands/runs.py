@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from app.commands._console import Failure, add_row, counted, new_table, note, print_json, readable_bytes, stdout
+from app.commands._console import (
+    Failure,
+    add_row,
+    counted,
+    facts_table,
+    new_table,
+    note,
+    print_json,
+    readable_bytes,
+    stdout,
+)
 from app.commands._options import AsJson, RunsFolder, complete_runs, open_store
 
 PANEL = "What is here"
@@ -37,7 +47,9 @@ def list_runs(runs: RunsFolder = None, kind: Kind = None, model: Model = None, a
     if as_json:
         print_json(entries)
     elif entries:
-        table = new_table("run", "kind", "model", "tokens", "size", "created", "title", numbers=("tokens", "size"))
+        table = new_table(
+            "run", "kind", "model", "tokens", "size", "created", "title", numbers=("tokens", "size"), wide=("title",)
+        )
         for entry in entries:
             size, created = readable_bytes(entry.bytes), entry.created[:16].replace("T", " ")
             add_row(table, entry.id, entry.kind, entry.model, entry.tokens or "", size, created, entry.title)
@@ -55,7 +67,6 @@ def show_run(run_id: RunId, runs: RunsFolder = None, as_json: AsJson = False) ->
     if as_json:
         print_json(run.manifest)
         return
-    table = new_table("run", run.id)
     model = run.model
     facts = {
         "title": run.title,
@@ -70,10 +81,7 @@ def show_run(run_id: RunId, runs: RunsFolder = None, as_json: AsJson = False) ->
         "code": run.manifest.get("code_version"),
         "folder": run.path,
     }
-    for name, value in facts.items():
-        if value not in (None, ""):
-            add_row(table, name, value)
-    stdout().print(table)
+    stdout().print(facts_table("run", run.id, facts))
     arrays = new_table("array", "shape", "axes", "type", "unit")
     for name, array in run.arrays().items():
         shape = " × ".join(map(str, array["shape"]))

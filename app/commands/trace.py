@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands._console import Failure, add_row, new_table, note, print_json, progress_bar, read_text, stdout
+from app.commands._console import Failure, facts_table, note, print_json, progress_bar, read_text, stdout
 from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_store
 
 PANEL = "Look inside"
@@ -61,11 +61,9 @@ def command(
     if as_json:
         print_json(record)
         return
-    table = new_table("run", run.id)
-    for name, value in record.items():
-        if name != "id" and value is not None:
-            add_row(table, name, f"{value:.2f}" if isinstance(value, float) else value)
-    stdout().print(table)
+    shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in record.items()}
+    del shown["id"]
+    stdout().print(facts_table("run", run.id, shown))
     note("See it with `workbench serve`" + (f" --runs {store.root}." if out is not None else "."))
 
 

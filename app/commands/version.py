@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.commands._console import add_row, new_table, print_json, stdout
+from app.commands._console import facts_table, print_json, stdout
 from app.commands._options import AsJson
 
 PANEL = "What is here"
@@ -25,7 +25,5 @@ def command(as_json: AsJson = False) -> None:
     if as_json:
         print_json(record)
         return
-    table = new_table("part", "version")
-    for part, found in record.items():
-        add_row(table, part, found or "not installed")
-    stdout().print(table)
+    shown = {part: found or "not installed" for part, found in record.items()}
+    stdout().print(facts_table("part", "version", shown))

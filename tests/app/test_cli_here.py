@@ -28,6 +28,40 @@ def test_catalogue_as_json(workbench: Callable, planted_coverage: None) -> None:
     assert [row["slug"] for row in shown.json if row["covered"]] == ["mamba"]
 
 
+def test_every_declaration_of_every_floor_names_a_paper() -> None:
+    from models.registry import list_models
+
+    entries = {entry.paper.slug: entry for entry in app_coverage.full_coverage()}
+    for record in list_models():
+        if record.paper:
+            assert record.name in entries[record.paper].names("model")
+    assert "bdh-random" in entries["bdh"].names("model")
+
+
+def test_models_in_both_forms(workbench: Callable) -> None:
+    from models.registry import list_models
+
+    shown = workbench("models", "--json")
+    assert shown.code == 0 and shown.err == ""
+    for row, record in zip(shown.json, list_models(), strict=True):
+        assert (row["name"], row["paper"], row["parameters"]) == (record.name, record.paper, record.parameters)
+    table = workbench("models")
+    assert all(row["name"] in table.out and f"{row['parameters']:,}" in table.out for row in shown.json)
+
+
+def test_one_model_lists_its_hook_points(workbench: Callable) -> None:
+    import models
+
+    shown = workbench("models", "retnet-random", "--json").json
+    expected = models.load("retnet-random").hook_dict
+    assert {row["name"]: row["role"] for row in shown["hook_points"]} == {
+        name: point.role for name, point in expected.items()
+    }
+    assert "blocks.0.mixer.hook_pattern" in workbench("models", "retnet-random").out
+    wrong = workbench("models", "retnet-radnom")
+    assert wrong.code == 1 and wrong.out == "" and "Did you mean 'retnet-random'" in wrong.err
+
+
 def test_catalogue_filters(workbench: Callable, planted_coverage: None) -> None:
     def slugs(*options: str) -> list[str]:
         return [row["slug"] for row in workbench("catalogue", "--json", *options).json]
