@@ -109,7 +109,7 @@ def gated_linear_attention(
     ends = [] if stops is None else check_stops(stops, on_state, pos)
     if pos == 0:
         return q.new_zeros(batch, head, 0, state_v), state
-    size = chunk_size or default_chunk_size(state.numel(), needs_gradient(q, k, v, log_decay, write, state))
+    size = chunk_size or default_chunk_size(q.device, needs_gradient(q, k, v, log_decay, write, state))
     with torch.autocast(q.device.type, enabled=False):
         if not ends:
             output, state = _run(q, k, v, log_decay, write, scale, strict, state, size, mode)

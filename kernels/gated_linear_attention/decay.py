@@ -22,8 +22,8 @@ def lower_triangle(rows: int, columns: int, strict: bool, device: torch.device) 
 
 def between(later: Tensor, earlier: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
     """exp(later_i - earlier_j) where visible, else 0. later [..., query], earlier [..., key] -> [..., query, key]."""
-    difference = later.unsqueeze(-1) - earlier.unsqueeze(-2)
-    return difference.masked_fill(~visible, -torch.inf).to(dtype).exp()
+    difference = (later.unsqueeze(-1) - earlier.unsqueeze(-2)).to(dtype)
+    return difference.masked_fill_(~visible, -torch.inf).exp_()  # in place on what was just made: nobody else holds it
 
 
 def decayed_sum(x: Tensor, decay: Tensor, initial: Tensor | None = None) -> Tensor:
@@ -50,10 +50,9 @@ def decayed_sum(x: Tensor, decay: Tensor, initial: Tensor | None = None) -> Tens
     ):
         sums.append(torch.addcmul(x_step, decay_step, sums[-1]) if sums else x_step)
         products.append(decay_step * products[-1] if products else decay_step)
-    within, product = torch.stack(sums, 2), torch.stack(products, 2)
     before = x.new_zeros(batch, 1, channel) if initial is None else initial.unsqueeze(1)
     if n_blocks > 1:
         ends = decayed_sum(sums[-1], products[-1], initial)
         before = torch.cat([before, ends[:, :-1]], 1)
-    y = torch.addcmul(within, product, before.unsqueeze(2))
+    y = torch.stack([torch.addcmul(part, product, before) for part, product in zip(sums, products, strict=True)], 2)
     return y.reshape(batch, n_blocks * width, channel)[:, :pos]

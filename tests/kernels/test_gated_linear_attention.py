@@ -78,7 +78,7 @@ def test_wide_states_walk_chunk_by_chunk(decay: str, monkeypatch: pytest.MonkeyP
     """The same numbers when no two chunk states fit side by side, and the caller's initial state is left alone."""
     import sys
 
-    monkeypatch.setattr(sys.modules["kernels.gated_linear_attention.chunked"], "SEGMENT_NUMBERS", 1)
+    monkeypatch.setattr(sys.modules["kernels.gated_linear_attention.chunked"], "SIDE_BY_SIDE", {"cpu": 1})
     inputs = make_inputs(decay, write=True, initial=True)
     before = inputs.initial.clone()
     expected, expected_state = run(inputs, mode="recurrent")
