@@ -112,17 +112,17 @@ register_architecture(
 )
 register_architecture(
     Architecture(
-        name="nope",
-        title="Transformer without positions",
+        name="attention-only",
+        title="Attention-only transformer",
         paper=None,
         family="attention",
         config=LanguageModelConfig,
         module=LanguageModel,
         presets={
             "tiny": _tiny(AttentionConfig(n_heads=4, position="none"), None),
-            "circuit": LanguageModelConfig(2, 64, 64, None, AttentionConfig(4, position="rope", bias=False), None),
+            "circuit": LanguageModelConfig(2, 64, 256, None, AttentionConfig(4, position="rope", bias=False), None),
         },
-        description="Attention only, no MLPs and no position information beyond the causal mask.",
+        description="No MLPs: everything is written to the residual stream by an attention head (tiny: no positions; circuit: rotary).",
     )
 )
 register_architecture(

@@ -4,14 +4,16 @@ An architecture supplies `embed`, `blocks` (modules called as `block(x, context,
 (hooks, caches, start/stop layers, stateful steps, batches with padding, generation) comes from here and is therefore the same everywhere.
 """
 
-from collections.abc import Sequence
-from types import SimpleNamespace
+import hashlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.configs import config_to_json
 from models.context import Context
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import ACTIVE, count_call
@@ -25,7 +27,7 @@ RETURN_TYPES = ("logits", "loss", "both")
 class Decoder(HookedModel):
     """Base of the decoder-only models. Subclasses set `vocab_size`, `n_ctx` (None: unlimited), `blocks`, `loops`, `tokenizer`, `name`."""
 
-    blocks: nn.ModuleList
+    blocks: Any  # nn.ModuleList; torch's type does not say what the blocks are
     vocab_size: int
     d_model: int
     n_ctx: int | None = None
@@ -35,6 +37,7 @@ class Decoder(HookedModel):
     tokenizer: Any = None
     config: Any = None
     card: dict[str, Any] | None = None
+    origin: Mapping[str, Any] = MappingProxyType({"family": "unknown", "paper": None, "provenance": "random"})
 
     @property
     def n_layers(self) -> int:
@@ -298,6 +301,23 @@ class Decoder(HookedModel):
         """Device of the parameters."""
         return next(self.parameters()).device
 
+    def about(self) -> dict[str, Any]:
+        """What run manifests record of a model: where it comes from, its configuration and a hash of its weights."""
+        return {
+            **self.origin,
+            "parameters": self.n_parameters(),
+            "config": config_to_json(self.config),
+            "weights_sha256": self.weights_sha256(),
+        }
+
+    def weights_sha256(self) -> str:
+        """A hash of all weights by name, shape, dtype and value."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().double().numpy().tobytes())
+        return digest.hexdigest()
+
     def n_parameters(self) -> int:
         """Number of trainable numbers."""
         return sum(p.numel() for p in self.parameters())
@@ -310,7 +330,7 @@ class Decoder(HookedModel):
         if mode not in ("chunked", "parallel", "recurrent"):
             raise ValueError(f"Unknown mode {mode!r}.{suggestion(mode, ('chunked', 'parallel', 'recurrent'))}")
         for core in cores:
-            core.mode = mode
+            core.mode = mode  # type: ignore[assignment]
 
     # ---------------------------------------- TransformerLens's view of a model
 

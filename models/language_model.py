@@ -163,6 +163,9 @@ class Block(nn.Module):
 class LanguageModel(Decoder):
     """See the module docstring. `name` and `architecture` are set by the registry."""
 
+    pos_embed: PositionEmbedding
+    hook_pos_embed: HookPoint
+
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.config = config

@@ -6,7 +6,6 @@ models.load("retnet-english")                            a shipped model, or a f
 models.list_models()                                     records for the command line and the dashboard
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,8 +94,7 @@ def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -
                 f"{type(config).__name__} has no field {change!r}.{suggestion(change, known)} Its fields: {', '.join(sorted(known))}."
             )
     model = record.module(replace(config, **changes))
-    model.name, model.architecture = f"{name}-random", name
-    return model.eval()
+    return _named(model, f"{name}-random", record, "random").eval()
 
 
 @dataclass(frozen=True)
@@ -249,14 +247,10 @@ def _load_folder(folder: Path) -> Decoder:
         )
     card = folder / "card.json"
     model.card = json.loads(card.read_text()) if card.is_file() else {}
-    model.name, model.architecture = folder.name, kind.name
+    return _named(model, folder.name, kind, "trained")
+
+
+def _named(model: Decoder, name: str, kind: Architecture, provenance: str) -> Decoder:
+    model.name, model.architecture = name, kind.name
+    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": provenance}
     return model
-
-
-def weights_sha256(model: Decoder) -> str:
-    """A hash of all weights by name, dtype and value."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()

@@ -7,9 +7,9 @@
     z       = p v                            hook_z
     out     = Σ_head W_O z                   hook_result (per head, on demand)
 
-With nobody watching between scores and z the fused kernel (SDPA) runs and no query × key array exists; watching scores or pattern makes this
-layer explicit, with the same result. Grouped-query attention (Ainslie et al. 2023): head h reads key/value group ⌊h·n_kv/n_heads⌋;
-one group is multi-query attention (Shazeer 2019).
+With nobody watching between scores and z the fused kernel (SDPA) runs and no query × key array exists; watching scores or
+pattern makes this layer explicit, with the same result. Grouped-query attention (Ainslie et al. 2023): head h reads key/value
+group ⌊h·n_kv/n_heads⌋; one group is multi-query attention (Shazeer 2019).
 """
 
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ class Rotary(nn.Module):
 
 
 def alibi_slopes(n_heads: int) -> Tensor:
-    """ALiBi's slopes (Press et al. 2021): 2^(−8h/n) for a power of two; else those of the next lower power, then every other of the next."""
+    """ALiBi's slopes (Press et al. 2021): 2^(−8h/n) for a power of two; else the next lower power's, then every other of the next."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     slopes += [2 ** (-4 * (2 * head + 1) / power) for head in range(n_heads - power)]

@@ -50,7 +50,8 @@ class LinearCore(nn.Module):
         """Mix values and update the state. Padding neither writes nor lets time pass.
 
         Args:
-            q, k: [batch, head, pos, state_k]. v: [batch, head or 1, pos, state_v]. log_decay: [head] or [batch, head, pos]. write: the latter.
+            q, k: [batch, head, pos, state_k]. v: [batch, head or 1, pos, state_v]. log_decay: [head] or [batch, head, pos].
+            write: [batch, head, pos].
             state: from an earlier call, [batch, head, state_k, state_v].
 
         Returns:

@@ -445,6 +445,9 @@ class HookedModel(nn.Module):
         points = mixer.factor_points
         _, cache = self.run_with_cache(tokens, names=[point.name for point in points.values()], **kwargs)
         factors = {name: heads_first(cache[point.name], point) for name, point in points.items()}
+        heads = mixer.describe()["n_heads"]
+        for name in ("query", "key"):  # groups shared by several heads
+            factors[name] = factors[name].repeat_interleave(heads // factors[name].shape[1], dim=1)
         return {**mixer.constant_factors(), **factors}
 
     def _require_state(self, verb: str) -> None:
