@@ -27,7 +27,7 @@ from app.commands._console import describe_failure, print_failure
 
 ABOUT = """Look inside neural sequence models: attention and recurrent state alike.
 
-Start with [bold]workbench serve[/bold] to explore in the browser, or with [bold]workbench trace[/bold] in a script.
+Start with `workbench serve` to explore in the browser, or with `workbench trace` in a script.
 """
 PANELS = ("Look inside", "Make", "What is here", "Commands")  # the order of the help page
 
@@ -41,7 +41,7 @@ def build() -> typer.Typer:
     """The whole command line. Raises TypeError, naming the file, when a command file defines no command."""
     line = typer.Typer(
         help=ABOUT,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -167,12 +167,12 @@ def readable_bytes(count: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, moved by calling it with the share done (0 to 1). Silent when stderr is no terminal."""
+def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr, moved by calling it with the share done (0 to 1) and a few words; silent without a terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+        yield lambda share, words: bar.update(task, completed=share, description=f"{title}: {words}")

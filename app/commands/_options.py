@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 RUNS_HELP = "Folder of the runs; $WORKBENCH_RUNS or ./runs when not given."
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 RunsFolder = Annotated[Path | None, typer.Option("--runs", help=RUNS_HELP, file_okay=False, show_default=False)]
 TextFile = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine: ratios beside their limits.
+    """Measure this machine: ratios beside their goals.
 
     The suite lives beside the tests, so it needs a source checkout. What it measures is reported, never judged: speed
     depends on the machine.

@@ -26,7 +26,10 @@ def command(
     family: Annotated[str | None, typer.Option(help="Only papers of this family.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The papers, and the models, probes, views and case studies that implement them."""
+    """The papers, and what here implements them.
+
+    `--missing` leaves out the papers that were read as background (tier 0): nothing of them is to be built.
+    """
     from app.coverage import full_coverage
     from workbench.instrument.errors import suggestion
     from workbench.lab.catalogue import paper

@@ -9,7 +9,7 @@ PANEL = "What is here"
 
 
 def command(as_json: AsJson = False) -> None:
-    """The corpora and tasks that a model can be trained and measured on."""
+    """Corpora and tasks to train and measure a model on."""
     from workbench.lab.corpora import list_corpora
     from workbench.lab.tasks import list_tasks
 

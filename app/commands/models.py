@@ -22,7 +22,10 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The models: paper, family, size, number of hook points, what they can show."""
+    """The models and their hook points.
+
+    With a NAME, everything about that one: `workbench models bdh-random`.
+    """
     from models.registry import describe, list_models
 
     if name is None:

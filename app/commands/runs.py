@@ -22,7 +22,7 @@ from app.commands._options import AsJson, RunsFolder, complete_runs, open_store
 
 PANEL = "What is here"
 
-group = typer.Typer(help="List, show, delete and export runs.", rich_markup_mode="rich")
+group = typer.Typer(help="List, show, delete and export runs.", rich_markup_mode="markdown")
 RunId = Annotated[str, typer.Argument(help="Id of the run, from `workbench runs`.", autocompletion=complete_runs)]
 Kind = Annotated[
     str | None, typer.Option(help="Only runs of this kind, such as trace or training.", show_default=False)

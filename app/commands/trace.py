@@ -33,9 +33,11 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a model on a text and store what happened inside as a run.
+    """Run a model on a text and keep what happened inside.
 
-    The dashboard shows the run, and `workbench.RunStore` opens it in Python.
+    The result is a run: the dashboard shows it, and `workbench.RunStore` opens it in Python.
+
+    Examples: `workbench trace bdh-random "To be, or not to be"`, or `workbench trace bdh-random -f play.txt --json`
     """
     content = read_text(text, file)
     store = open_store(out)
@@ -64,7 +66,8 @@ def command(
     shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in record.items()}
     del shown["id"]
     stdout().print(facts_table("run", run.id, shown))
-    note("See it with `workbench serve`" + (f" --runs {store.root}." if out is not None else "."))
+    where = f" --runs {store.root}" if out is not None else ""
+    note(f"See it with `workbench serve{where}`.")
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:

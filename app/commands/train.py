@@ -1,8 +1,9 @@
-"""`workbench train`: train a model from scratch, resumably, into a folder that `workbench trace` can read."""
+"""`workbench train`: train a model from scratch, resumably, with a finished model and its loss curve at the end."""
 
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from workbench.lab.training import TrainingResult
 
 PANEL = "Make"
-FINISHED = "model"  # the folder of the finished model inside the folder of the training
 
 
 def command(
@@ -68,10 +68,12 @@ def command(
     runs: RunsFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model from random weights on a corpus or a task.
+    """Train a model from random weights.
+
+    Example: `workbench train --model retnet --task induction --steps 500 --out scratch/first`
 
     Ctrl-C stops after the current step and keeps a checkpoint; the same command with --resume goes on, bit for bit as if
-    it had never stopped. A finished training leaves a model for `workbench trace OUT/model TEXT`, and its loss curve as a run.
+    it had never stopped. A finished training leaves a model in OUT, for `workbench trace`, and its loss curve as a run.
     """
     if (corpus is None) == (task is None):
         raise typer.BadParameter("give exactly one of --corpus and --task")
@@ -92,8 +94,8 @@ def command(
         result = train(built, data, settings, out, resume=resume, cancel=cancel)
     if not result.completed:
         raise Failure(f"stopped after step {len(result.curve)} of {steps}", "The same command with --resume goes on.")
-    finished = save_finished(built, result, out, corpus or task or "")
-    run_id = store_run(built, result, runs, corpus or task or "")
+    finished = save_finished(built, result, out, data_name(corpus or task or ""))
+    run_id = store_run(finished, result, runs)
     record = {
         "model": finished,
         "run": run_id,
@@ -117,14 +119,10 @@ def command(
 
 def check_folder(out: Path, resume: bool, restart: bool) -> None:
     """A training is never overwritten by accident, and never resumed from nothing."""
-    from shutil import rmtree
-
-    begun = (out / "checkpoint.safetensors").exists() or (out / FINISHED).exists()
-    if begun and restart:
-        rmtree(out / FINISHED, ignore_errors=True)
-    elif begun and not resume:
+    begun = (out / "checkpoint.safetensors").exists()
+    if begun and not (resume or restart):
         raise Failure(f"{out} holds a training already", "Add --resume to continue it or --restart to throw it away.")
-    elif resume and not begun:
+    if resume and not begun:
         raise Failure(f"there is no training in {out} to resume", "Leave --resume out to begin one.")
 
 
@@ -194,44 +192,41 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+def data_name(corpus_or_task: str) -> str:
+    """A name for what a model read: a corpus or task by its own name, a file or address by its last part."""
+    stem = Path(corpus_or_task).stem if "/" in corpus_or_task or "." in corpus_or_task else corpus_or_task
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "text"
+
+
 def save_finished(model: Any, result: TrainingResult, out: Path, data: str) -> Path:
-    """Write the finished model beside its checkpoint, once."""
+    """Write the finished model beside its checkpoint, in a folder named after what it is: `retnet-english`."""
+    from shutil import rmtree
+
     import models
 
-    finished = out / FINISHED
-    if not finished.exists():
-        card = {
-            "title": f"{model.architecture} trained on {data}",
-            "description": f"{result.metrics['steps']} steps, {result.tokens:,} tokens of {data}.",
-            "metrics": {name: value for name, value in result.metrics.items() if name != "command"},
-            "command": result.metrics["command"],
-        }
-        models.save(model, finished, card)
-    return finished
+    finished = out / f"{model.architecture}-{data}"
+    if finished.exists():  # of a training that was restarted, or that was complete when it was resumed
+        rmtree(finished)
+    card = {
+        "title": f"{model.architecture} trained on {data}",
+        "description": f"{result.metrics['steps']} steps, {result.tokens:,} tokens of {data}.",
+        "metrics": {name: value for name, value in result.metrics.items() if name != "command"},
+        "command": result.metrics["command"],
+    }
+    return models.save(model, finished, card)
 
 
-def store_run(model: Any, result: TrainingResult, runs: Path | None, data: str) -> str:
+def store_run(finished: Path, result: TrainingResult, runs: Path | None) -> str:
     """Keep the loss curve as a run of kind "training"; returns the run's id."""
     import numpy as np
 
     import models
-    from models.configs import config_to_json
-    from models.registry import weights_sha256
 
-    kind = models.architecture(model.architecture)
-    about = {
-        "name": f"{model.architecture}-{data}",
-        "architecture": kind.name,
-        "family": kind.family,
-        "paper": kind.paper,
-        "parameters": model.n_parameters(),
-        "config": config_to_json(model.config),
-        "weights_sha256": weights_sha256(model),
-        "provenance": "trained",
-    }
+    model = models.load(finished)
+    about = {"name": model.name, "architecture": model.architecture, **model.about()}
     curve = result.curve
     missing = float("nan")
-    with open_store(runs).create("training", f"{kind.name} on {data}", model=about) as run:
+    with open_store(runs).create("training", f"training of {model.name}", model=about) as run:
         run.set(
             settings=result.metrics["config"],
             seed=result.metrics["config"]["seed"],

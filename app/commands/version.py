@@ -10,7 +10,7 @@ PARTS = ("torch", "triton", "numpy", "transformer-lens", "dash", "plotly")
 
 
 def command(as_json: AsJson = False) -> None:
-    """The versions of the workbench, of Python and of the libraries that decide its results."""
+    """Versions of the workbench and of what decides its results."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

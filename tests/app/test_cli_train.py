@@ -25,10 +25,11 @@ def test_a_training_leaves_a_model_and_a_run(workbench: Callable, tmp_path: Path
     assert done.code == 0, done.err
     model = models.load(done.json["model"])
     assert model.architecture == "retnet" and model.n_layers == 1
-    assert done.json["model"] == str(out / "model") and done.json["steps"] == 6
+    assert done.json["model"] == str(out / "retnet-induction") and done.json["steps"] == 6
 
     run = RunStore(runs).open(done.json["run"])
-    assert run.kind == "training" and run.model["architecture"] == "retnet"
+    assert run.kind == "training" and run.model["architecture"] == "retnet" and run.model["provenance"] == "trained"
+    assert run.model["name"] == "retnet-induction" and run.model["parameters"] == model.n_parameters()
     curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     assert np.array_equal(run.array("train_loss"), np.float32([point["train_loss"] for point in curve]))
     assert run.array("step").tolist() == [1, 2, 3, 4, 5, 6]
@@ -76,7 +77,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     assert resumed.code == 0, resumed.err
     for name in ("train_loss", "validation_loss", "tokens"):
         assert resumed.json[name] == whole.json[name]
-    one, other = (models.load(tmp_path / folder / "model").state_dict() for folder in ("whole", "parts"))
+    one, other = (models.load(tmp_path / folder / "gpt2-induction").state_dict() for folder in ("whole", "parts"))
     assert all(one[name].equal(other[name]) for name in one)
 
 
@@ -135,3 +136,11 @@ def test_every_architecture_takes_a_seed(name: str) -> None:
 def test_settings_are_json_where_they_can_be() -> None:
     parsed = train_command.parse_settings(["n=4", "norm=rms", "tied=true", "rate=1e-3", "expression=a=b"], "--set")
     assert parsed == {"n": 4, "norm": "rms", "tied": True, "rate": 0.001, "expression": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("english", "english"), ("associative_recall", "associative-recall"), ("/a/b/My Text.v2.txt", "my-text-v2")],
+)
+def test_models_are_named_after_their_data(given: str, name: str) -> None:
+    assert train_command.data_name(given) == name
