@@ -323,7 +323,7 @@ class PatternFactors:
             if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
                 raise FactorError(f"{what} positions are a slice or a list of whole numbers, got {positions!r}")
             for position in chosen[(chosen < 0) | (chosen >= self.length)][:1]:
-                self._position(position, what)
+                self._position(int(position), what)
         if not len(chosen):
             raise FactorError(f"no {what} positions are chosen: {positions!r} of {self.length} tokens is empty")
         return chosen

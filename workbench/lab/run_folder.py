@@ -99,8 +99,6 @@ class Run:
             with open(self._arrays_file, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         stored = self._stored[name]
-        if stored.start == stored.stop:
-            return np.zeros(stored.shape, stored.dtype)
         return np.ndarray(stored.shape, stored.dtype, buffer=self._map, offset=stored.start)
 
     def figures(self) -> list[str]:

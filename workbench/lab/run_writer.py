@@ -182,7 +182,9 @@ def code_version() -> str:
     if not (folder / ".git").exists():
         return version
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        # Without optional locks: merely naming the version must not get in the way of a commit elsewhere.
+        command = ["git", "--no-optional-locks", "-C", str(folder)]
+        command += ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return version

@@ -148,6 +148,8 @@ class RunStore:
         if not os.path.lexists(folder):
             known = [name for name in os.listdir(self.root) if RUN_ID.fullmatch(name)]
             raise RunNotFoundError(f"there is no run {run_id!r}.{run_format.did_you_mean(run_id, known)}")
+        if folder.is_symlink():
+            raise RunError(f"{run_id} is a link, expected the folder of a run: refused")
         return inside(self.root, run_id)
 
     def _scan(self) -> Index:

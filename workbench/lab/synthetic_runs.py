@@ -183,8 +183,9 @@ def _with_log_normaliser(record: dict[str, Any], factors: dict[str, np.ndarray])
         key = factors["key"][head * record["n_key_heads"] // heads].astype(np.float64)
         for start in range(0, length, 256):
             rows = np.arange(start, min(start + 256, length))
-            distance = rows[:, None] - np.arange(length)
-            scores = record["scale"] * factors["query"][head, rows].astype(np.float64) @ key.T
+            seen = rows[-1] + 1
+            distance = rows[:, None] - np.arange(seen)
+            scores = record["scale"] * factors["query"][head, rows].astype(np.float64) @ key[:seen].T
             if record["alibi_slopes"]:
                 scores -= record["alibi_slopes"][head] * distance
             scores[(distance < 0) | (distance >= window)] = -np.inf
