@@ -123,8 +123,12 @@ def test_a_file_is_a_corpus_cut_at_a_paragraph(tmp_path: Path) -> None:
 
 def test_an_address_is_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("A line of text.\n" * 40)
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.func.log_message = lambda *args: None  # type: ignore[method-assign]
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/mine.txt"

@@ -84,7 +84,7 @@ def test_the_induction_score_of_a_fixed_distance_is_perfect_only_at_a_fixed_peri
 
 def test_the_control_offset_never_points_at_the_answer() -> None:
     for options in ({"min_period": 4, "max_period": 12}, {"period": 9}, {"period": 2}):
-        tokens, loss_mask, metadata = Induction(vocab_size=40, length=60, **options).batch(100)
+        tokens, loss_mask, metadata = make_task("induction", vocab_size=40, length=60, **options).batch(100)
         control = metadata["control_source"]
         assert bool((control[~loss_mask] == -1).all())
         row, t = (control >= 0).nonzero(as_tuple=True)

@@ -62,8 +62,8 @@ def test_errors_name_what_is_wrong() -> None:
         tokenizer.encode(b"abc")  # type: ignore[arg-type]
     for wrong in ([3, 256], [3, -1], [3, 1.5], [3, True]):
         with pytest.raises(ValueError, match="at position 1 is not a byte value"):
-            tokenizer.decode(wrong)  # type: ignore[arg-type]
+            tokenizer.decode(wrong)
     with pytest.raises(ValueError, match="choose one row"):
-        tokenizer.token_strings(torch.zeros(2, 3, dtype=torch.int64))  # type: ignore[arg-type]
+        tokenizer.token_strings(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="single number 7"):
-        tokenizer.decode(torch.tensor(7))  # type: ignore[arg-type]
+        tokenizer.decode(torch.tensor(7))

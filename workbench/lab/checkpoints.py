@@ -70,7 +70,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mappin
         else:
             first_name[place] = name
             stored[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    metadata = {"about": json.dumps(dict(about or {}), allow_nan=False), "same_as": json.dumps(same_as)}
+    # one entry, because safetensors writes several in random order and equal content must give equal bytes
+    metadata = {"workbench": json.dumps({"about": dict(about or {}), "same_as": same_as}, allow_nan=False)}
     temporary = _temporary(path)
     try:
         save_file(stored, temporary, metadata=metadata)
@@ -94,12 +95,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            metadata = file.metadata() or {}
+            record = json.loads((file.metadata() or {}).get("workbench", "{}"))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-    for name, original in json.loads(metadata.get("same_as", "{}")).items():
+    for name, original in record.get("same_as", {}).items():
         tensors[name] = tensors[original]
-    return tensors, json.loads(metadata.get("about", "{}"))
+    return tensors, record.get("about", {})
 
 
 def _replace(path: Path, data: bytes) -> None:

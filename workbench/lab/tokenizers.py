@@ -61,8 +61,8 @@ class ByteTokenizer:
                 "no UTF-8 form: a full surrogate pair must be one character above U+FFFF, anything else must be removed"
             ) from None
 
-    def decode(self, ids: Sequence[int], errors: str = "replace") -> str:
-        """The text that the bytes `ids` spell.
+    def decode(self, ids: Any, errors: str = "replace") -> str:
+        """The text that the bytes `ids` (integers [pos]: a sequence, array or tensor) spell.
 
         A model may generate any bytes, so by default an invalid sequence becomes U+FFFD; `errors="strict"` raises
         UnicodeDecodeError instead. With valid UTF-8, `decode(encode(text)) == text`.
@@ -70,7 +70,7 @@ class ByteTokenizer:
         """
         return bytes(self._checked(ids)).decode("utf-8", errors=errors)
 
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
+    def token_strings(self, ids: Any) -> list[str]:
         """One display string for every byte.
 
         Printable ASCII stands for itself, the space included. Newline is `↵`, tab is `⇥`. The first byte of a

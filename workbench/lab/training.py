@@ -282,8 +282,14 @@ def _losses(
         raise ValueError("loss_mask must count at least one token, and never the first: nothing comes before it")
     tokens, loss_mask = tokens.to(device), loss_mask.to(device)
     mixed = torch.autocast(torch.device(device).type, torch.bfloat16) if autocast else nullcontext()
-    with mixed:
-        logits = model(tokens[:, :-1])
+    try:
+        with mixed:
+            logits = model(tokens[:, :-1])
+    except IndexError as error:
+        if str(error) != "index out of range in self":  # what torch says of an id that its embedding lacks
+            raise
+        highest = int(tokens.max())
+        raise ValueError(f"the batch has token ids up to {highest}, more than the model's embedding has") from error
     if logits.ndim != 3 or logits.shape[:2] != tokens[:, 1:].shape:
         raise ValueError(
             f"the model must give logits [batch, pos, vocab] = [{tokens.shape[0]}, {tokens.shape[1] - 1}, vocab], "
