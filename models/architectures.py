@@ -30,9 +30,23 @@ register_architecture(
             "small": LanguageModelConfig(
                 12, 768, 50257, 1024, AttentionConfig(12), MLPConfig(3072), tie_embeddings=True
             ),
-            "demo": LanguageModelConfig(4, 128, 256, 512, AttentionConfig(4), MLPConfig(512)),
         },
         description="Pre-norm transformer with learned positions and multi-head softmax attention.",
+    )
+)
+register_architecture(
+    Architecture(
+        name="gpt",
+        title="GPT with rotary positions",
+        paper=None,
+        family="attention",
+        config=LanguageModelConfig,
+        module=LanguageModel,
+        presets={
+            "tiny": _tiny(AttentionConfig(n_heads=4, position="rope"), _GELU),
+            "demo": LanguageModelConfig(4, 128, 256, None, AttentionConfig(4, position="rope"), MLPConfig(512)),
+        },
+        description="Pre-norm transformer with layer norms, GELU MLPs and rotary positions: no limit on the input's length.",
     )
 )
 register_architecture(
@@ -120,7 +134,7 @@ register_architecture(
         module=LanguageModel,
         presets={
             "tiny": _tiny(AttentionConfig(n_heads=4, position="none"), None),
-            "circuit": LanguageModelConfig(2, 64, 256, None, AttentionConfig(4, position="rope", bias=False), None),
+            "circuit": LanguageModelConfig(2, 128, 256, None, AttentionConfig(4, position="rope", bias=False), None),
         },
         description="No MLPs: everything is written to the residual stream by an attention head (tiny: no positions; circuit: rotary).",
     )

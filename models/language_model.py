@@ -176,6 +176,16 @@ class LanguageModel(Decoder):
         if position == "learned" and config.n_ctx is None:
             raise ValueError("Learned positions need n_ctx, the number of positions to learn.")
         self.switches.update(use_attn_result=False, use_split_qkv_input=False, use_attn_in=False, use_hook_mlp_in=False)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch draws initial weights when a layer is made; ours follow from the seed alone
+            self._build(config, position)
+        self.name_hook_points()
+        for point in self.hook_points.points.values():
+            if point.layer_index is not None:
+                point.steps = config.loops
+
+    def _build(self, config: LanguageModelConfig, position: str) -> None:
         self.embed = Embed(config.vocab_size, config.d_model)
         self.hook_embed = HookPoint("embed", "batch pos d_model")
         if position in ("learned", "sinusoidal"):
@@ -188,27 +198,22 @@ class LanguageModel(Decoder):
             config.d_model, config.vocab_size, self.embed if config.tie_embeddings else None, config.unembed_bias
         )
         self.initialise()
-        self.name_hook_points()
-        for point in self.hook_points.points.values():
-            if point.layer_index is not None:
-                point.steps = config.loops
 
     def initialise(self) -> None:
         """Seeded N(0, init_std²) weights and zero biases; projections back to the residual stream are scaled by 1/√(2·depth) (GPT-2)."""
         std, depth = self.config.init_std, self.config.n_layers * self.config.loops
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            for name, parameter in self.named_parameters():
-                if parameter.dim() < 2 or getattr(parameter, "_own_init", False):
-                    continue
-                outward = name.endswith(("output.weight", "outward.weight"))
-                nn.init.normal_(parameter, std=std / (2 * depth) ** 0.5 if outward else std)
-            for module in self.modules():
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            for module in self.modules():
-                if hasattr(module, "initialise_own"):
-                    module.initialise_own()
+        torch.manual_seed(self.config.seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2 or getattr(parameter, "_own_init", False):
+                continue
+            outward = name.endswith(("output.weight", "outward.weight"))
+            nn.init.normal_(parameter, std=std / (2 * depth) ** 0.5 if outward else std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            own = getattr(module, "initialise_own", None)
+            if own is not None:
+                own()
 
     @property
     def mixers(self) -> list[Mixer]:

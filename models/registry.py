@@ -189,7 +189,7 @@ def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None,
 
     Args:
         folder: created if missing; files are written under temporary names and renamed.
-        card: facts about the model (data, command, metrics). dtype: storage type of the weights, e.g. torch.float16.
+        card: facts about the model (data, command, metrics). dtype: storage type of the weights (default: the model's own).
     """
     from workbench.lab.checkpoints import save_model
 
@@ -202,7 +202,13 @@ def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None,
         **(card or {}),
     }
     full |= {"parameters": model.n_parameters(), "hook_points": len(model.hook_points.points)}
-    save_model(folder, model.state_dict(), config, full, dtype=dtype)
+    save_model(
+        folder,
+        model.state_dict(),
+        config,
+        full,
+        dtype=str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
+    )
     return Path(folder)
 
 
@@ -218,7 +224,7 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> Decoder:
     text = str(name)
     folder = SHIPPED / text if text in shipped_names() else Path(text)
     if (folder / "config.json").is_file():
-        model = _load_folder(folder)
+        model = _load_folder(folder, dtype)
     elif text.endswith("-random"):
         model = build(text.removesuffix("-random"))
     else:
@@ -233,12 +239,13 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> Decoder:
     return model.eval()
 
 
-def _load_folder(folder: Path) -> Decoder:
+def _load_folder(folder: Path, dtype: Any) -> Decoder:
     from workbench.lab.checkpoints import load_weights
 
     record = json.loads((folder / "config.json").read_text())
     kind = architecture(record["architecture"])
     model = kind.module(config_from_json(kind.config, record["config"]))
+    model.to(dtype=dtype)  # before the weights come, so that float64 weights are not rounded on their way
     weights = load_weights(folder)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:

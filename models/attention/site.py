@@ -135,7 +135,7 @@ class Attention(nn.Module):
             )
         mask = allowed(context, length, q.device, self.config.window)[:, None]
         if self.bias is not None:
-            bias = self.bias(context.positions, context.key_positions, q.dtype)
+            bias = self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
             mask = bias.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=self.n_kv < self.n_heads
@@ -147,7 +147,7 @@ class Attention(nn.Module):
             v = v.repeat_interleave(self.n_heads // self.n_kv, dim=1)
         scores = (q @ k.transpose(-1, -2)) * self.scale
         if self.bias is not None:
-            scores = scores + self.bias(context.positions, context.key_positions, q.dtype)
+            scores = scores + self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
         visible = allowed(context, q.shape[2], q.device, self.config.window)[:, None]
         scores = self.hook_attn_scores(scores.masked_fill(~visible, float("-inf")))
         return self.hook_pattern(scores.softmax(-1)) @ v

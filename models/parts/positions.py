@@ -94,7 +94,8 @@ class PositionBias(KeepsPrecision):
     exact_buffers = ("slopes",)
     slopes: Tensor
 
-    def forward(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """[batch or 1, pos] and [batch or 1, key] -> [batch or 1, head, query, key]."""
+    def forward(self, batch: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """[batch or 1, pos] and [batch or 1, key] -> [batch, head, query, key]."""
         distance = key_positions[:, None, None, :] - query_positions[:, None, :, None]
-        return self.hook_bias(self.slopes.to(dtype)[None, :, None, None] * distance.to(dtype))
+        bias = self.slopes.to(dtype)[None, :, None, None] * distance.to(dtype)
+        return self.hook_bias(bias.expand(batch, -1, -1, -1))

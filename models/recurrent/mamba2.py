@@ -93,7 +93,7 @@ class Mamba2(nn.Module):
     def forward(
         self, u: Tensor, context: Context, carried: dict[str, Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """u [batch, pos, d_model]. Carries `state` [batch, head, state_k, state_v] and the last inputs `conv` [batch, d_conv − 1, channel]."""
+        """u [batch, pos, d_model]. Carries the core's `state` and `conv`, the last inputs [batch, d_conv − 1, channel]."""
         config, length = self.config, u.shape[1]
         z, xbc, dt = self.input(u).split([self.d_inner, sum(self.widths), self.n_heads], dim=-1)
         xbc, window = self._convolve(xbc, context, carried)

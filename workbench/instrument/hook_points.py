@@ -325,7 +325,7 @@ def entered(groups: list[Group], strict: bool = True) -> Iterator[Scope]:
 def unhooked() -> Iterator[None]:
     """While a hook function runs, models that it calls run without the hooks of the call that it belongs to."""
     scope, step, offset = ACTIVE.scope, ACTIVE.step, ACTIVE.offset
-    ACTIVE.scope, ACTIVE.step, ACTIVE.offset = None, 0, 0
+    ACTIVE.scope = None
     try:
         yield
     finally:

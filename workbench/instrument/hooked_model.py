@@ -384,21 +384,22 @@ class HookedModel(nn.Module):
 
     # ------------------------------------------------- patterns and states
 
-    def patterns(self, tokens: Any, layers: int | Sequence[int] | None = None, **kwargs: Any) -> dict[int, Pattern]:
+    def patterns(self, tokens: Any, layers: int | Sequence[int] | None = None, **kwargs: Any) -> dict[Any, Pattern]:
         """The pattern of every layer (or some): softmax attention as formed, other mixers' effective pattern.
 
         Args:
             tokens: [batch, pos], or text. layers: restrict to these. Further arguments as for `run_with_cache` (`heads`, `hooks`, ...).
 
         Returns:
-            `{layer: Pattern}` with values [batch, head, query, key].
+            `{layer: Pattern}` with values [batch, head, query, key]; keys are `(layer, step)` where depth shares weights.
         """
         _, cache = self.run_with_cache(tokens, names=Select(role="pattern", layer=layers), **kwargs)
-        result = {}
+        result: dict[Any, Pattern] = {}
         for address, values in cache.items():
             point = cache.point(address)
             assert point.layer_index is not None
-            result[point.layer_index] = Pattern(values, point.meta, point.layer_index, address)
+            key = point.layer_index if point.steps == 1 else (point.layer_index, int(address.rpartition("@")[2]))
+            result[key] = Pattern(values, point.meta, point.layer_index, address)
         return result
 
     def states(

@@ -1,9 +1,9 @@
 """Interventions: small declarative objects that change a run, are written to JSON + safetensors, and drawn from there.
 
-Each names the hook points it changes (`point`: an address, a glob or a `Select`), the part of them (`heads`, `positions`, or `at` for any
-axis by name), and carries its numbers in tensor fields. `apply` is pure and branch-free over those tensors, so compiled models keep one graph
-for all their values. Positions are absolute: inside `generate` they mean the position in the whole sequence; negative ones count from the end
-of the call.
+Each names the hook points it changes (`point`: an address, a glob or a `Select`), the part of them (`heads`, `positions`, or
+`at` for any axis by name), and carries its numbers in tensor fields. `apply` is pure and branch-free over those tensors, so
+compiled models keep one graph for all their values. Positions are absolute: inside `generate` they mean the position in the
+whole sequence; negative ones count from the end of the call.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Patterns: token-to-source maps with the metadata that says how they may be read.
 
-A softmax head's pattern is a probability distribution over sources. The *effective* pattern of a mixer that is linear in its values
-(retention, state-space, linear attention, BDH) reproduces the output exactly, `output = pattern @ values`, but is signed and its rows sum to
-nothing in particular; entropy or "attention mass" of such a map would be a number without a meaning, so it is refused in words.
+A softmax head's pattern is a probability distribution over sources. The *effective* pattern of a mixer that is linear in its
+values (retention, state-space, linear attention, BDH) reproduces the output exactly, `output = pattern @ values`, but is signed
+and its rows sum to nothing in particular; entropy or "attention mass" of such a map would be a number without a meaning, so it
+is refused in words.
 """
 
 import base64

@@ -159,6 +159,9 @@ class HookPoints:
             and not self._switched_off(point)
         ]
         if not matches:
+            for point in self.points.values():  # matched, but switched off: say which switch
+                if self._switched_off(point) and point.role == selection.role:
+                    self._available(point)
             raise UnknownHookPoint(f"{selection} matches no hook point. Roles of this model: {', '.join(self.roles)}.")
         return matches
 
