@@ -1,0 +1,214 @@
+// Figures: hovering shows the exact value and marks its tokens everywhere, clicking pins, dragging zooms, and a figure can be
+// saved. What a figure's axes stand for is written in its layout.meta by app/figures.
+(function () {
+  "use strict";
+  const graphs = () => [...document.querySelectorAll(".graph .js-plotly-plot")];
+  const metaOf = (gd) => (gd.layout && gd.layout.meta) || {};
+
+  // ---- marks ---------------------------------------------------------------------------------------------------------
+
+  // The cell of an axis that a token stands for, as [start, stop] in axis coordinates. Pictures draw cell i from i to i + 1,
+  // lines draw token i at i.
+  const cell = (axis, index) => [index + (axis.origin || 0), index + 1 + (axis.origin || 0)];
+
+  function place(gd, name, x, y) {
+    const { xaxis, yaxis } = gd._fullLayout;
+    const limit = (axis, value) => Math.max(0, Math.min(axis._length, axis.l2p(value)));
+    const [x0, x1] = x ? x.map((v) => limit(xaxis, v)).sort((a, b) => a - b) : [0, xaxis._length];
+    const [y0, y1] = y ? y.map((v) => limit(yaxis, v)).sort((a, b) => a - b) : [0, yaxis._length];
+    if (x1 - x0 < 0.4 || y1 - y0 < 0.4) return;
+    const mark = document.createElement("div");
+    mark.className = `mark ${name}`;
+    Object.assign(mark.style, {
+      left: `${xaxis._offset + x0}px`, top: `${yaxis._offset + y0}px`, width: `${Math.max(1, x1 - x0)}px`, height: `${Math.max(1, y1 - y0)}px`,
+    });
+    gd.append(mark);
+  }
+
+  function markFigure(gd) {
+    gd.querySelectorAll(":scope > .mark").forEach((each) => each.remove());
+    const meta = metaOf(gd);
+    if (!meta.x || !gd._fullLayout || !gd._fullLayout.xaxis || !gd._fullLayout.xaxis.l2p) return;
+    const hovered = workbench.hovered();
+    const pins = { query: workbench.query(), key: workbench.number("k"), position: workbench.position() };
+    if (meta.click === "tile") {
+      place(gd, "mark-tile", cell(meta.x, workbench.number("head") || 0), cell(meta.y, workbench.number("layer") || 0));
+      return;
+    }
+    for (const [side, axis] of [["x", meta.x], ["y", meta.y || {}]]) {
+      const span = (index) => (side === "x" ? [cell(axis, index), null] : [null, cell(axis, index)]);
+      const role = axis.role === "token" ? "query" : axis.role;
+      const over = axis.role === "key" ? hovered.key : hovered.query;
+      if (!["query", "key", "position"].includes(role)) continue;
+      if (over !== null) place(gd, "mark-hover", ...span(over));
+      if (pins[role] !== null && pins[role] !== undefined) place(gd, role === "key" ? "mark-key" : "mark-pin", ...span(pins[role]));
+    }
+  }
+  const markAll = () => graphs().forEach(markFigure);
+  document.addEventListener("wb:hover", markAll);
+  document.addEventListener("wb:view", markAll);
+
+  // ---- pointer -------------------------------------------------------------------------------------------------------
+
+  function cellUnder(gd, event) {
+    const meta = metaOf(gd);
+    let x = event.xvals ? event.xvals[0] : undefined, y = event.yvals ? event.yvals[0] : undefined;
+    const point = event.points && event.points[0];
+    if (point && !meta.value) { x = point.x; y = point.y; }
+    if (typeof x !== "number") return null;
+    const index = (value, axis) => (typeof value === "number" && axis ? Math.floor(value - (axis.origin || 0)) : null);
+    return { x: index(x, meta.x), y: index(y, meta.y) };
+  }
+
+  function hoverTokens(meta, at) {
+    const next = { query: null, key: null };
+    for (const side of ["x", "y"]) {
+      const role = (meta[side] || {}).role, index = at[side];
+      if (index === null || index < 0) continue;
+      if (role === "query" || role === "key") next[role] = index;
+      if (role === "token" || role === "position") next.query = next.key = index;
+    }
+    return next;
+  }
+
+  const readout = document.createElement("div");
+  readout.className = "readout is-hidden";
+  readout.setAttribute("role", "tooltip");
+  document.addEventListener("DOMContentLoaded", () => document.body.append(readout));
+  if (document.body) document.body.append(readout);
+
+  function showReadout(answer, event) {
+    const line = (name, text) => {
+      const row = document.createElement("div");
+      const value = document.createElement("span");
+      value.className = "token-text";
+      value.textContent = text;
+      row.append(`${name} `, value);
+      return row;
+    };
+    const value = document.createElement("b");
+    value.textContent = answer.text;
+    value.dataset.value = answer.value;
+    readout.replaceChildren(value, ...answer.rows.map(([name, text]) => line(name, text)));
+    readout.classList.remove("is-hidden");
+    const { offsetWidth: width, offsetHeight: height } = readout;
+    readout.style.left = `${Math.min(event.clientX + 16, innerWidth - width - 8)}px`;
+    readout.style.top = `${event.clientY + 18 + height > innerHeight ? event.clientY - height - 10 : event.clientY + 18}px`;
+    const panel = document.getElementById("inspector-value");
+    if (panel) panel.textContent = answer.text;
+    const rows = document.getElementById("inspector-value-rows");
+    if (rows) rows.replaceChildren(...answer.rows.flatMap(([name, text]) => {
+      const term = document.createElement("dt"), description = document.createElement("dd");
+      term.textContent = name; description.textContent = text; description.className = "mono";
+      return [term, description];
+    }));
+  }
+  function hideReadout() {
+    wanted = null;
+    readout.classList.add("is-hidden");
+  }
+
+  // One question at a time is on its way to the server; while it is, only the newest one waits.
+  let wanted = null, asking = false, shown = "";
+  async function ask() {
+    if (asking || !wanted) return;
+    const { address, event } = wanted;
+    wanted = null;
+    if (address === shown && !readout.classList.contains("is-hidden")) return;
+    asking = true;
+    try {
+      const response = await fetch(address);
+      if (response.ok) { shown = address; showReadout(await response.json(), event); }
+    } catch (error) { /* the server has gone; the page says so elsewhere */ } finally { asking = false; }
+    ask();
+  }
+
+  function link(gd) {
+    gd.wbLinked = true;
+    gd.on("plotly_hover", (event) => {
+      const meta = metaOf(gd), at = cellUnder(gd, event);
+      if (!at) return;
+      workbench.hover(hoverTokens(meta, at));
+      const inside = (index, axis) => index !== null && index >= 0 && (!axis.size || index < axis.size);
+      if (meta.value && inside(at.x, meta.x) && inside(at.y, meta.y)) {
+        wanted = { address: `/value/${meta.panel}?${addressOfView(meta)}&x=${at.x}&y=${at.y}`, event: event.event };
+        ask();
+      }
+    });
+    gd.on("plotly_unhover", () => { workbench.hover({ query: null, key: null }); hideReadout(); });
+    gd.on("plotly_click", (event) => {
+      const meta = metaOf(gd), at = cellUnder(gd, event);
+      if (at) clicked(meta, at);
+    });
+    gd.on("plotly_relayout", (event) => {
+      const meta = metaOf(gd);
+      if (!meta.zoom || event["xaxis.range[0]"] === undefined) return;
+      const span = (axis) => {
+        const ends = [event[`${axis}.range[0]`], event[`${axis}.range[1]`]].sort((a, b) => a - b);
+        const size = (axis === "xaxis" ? meta.x : meta.y).size;
+        const start = Math.max(0, Math.min(Math.floor(ends[0]), size - 1));
+        return `${start}-${Math.max(start + 1, Math.min(Math.ceil(ends[1]), size))}`;
+      };
+      workbench.change({ [meta.zoom.x]: span("xaxis"), [meta.zoom.y]: span("yaxis") });
+    });
+    gd.on("plotly_doubleclick", () => {
+      const zoom = metaOf(gd).zoom;
+      if (zoom) workbench.change({ [zoom.x]: null, [zoom.y]: null });
+    });
+    gd.on("plotly_afterplot", () => markFigure(gd));
+    gd.addEventListener("mouseleave", () => { workbench.hover({ query: null, key: null }); hideReadout(); });
+    markFigure(gd);
+  }
+
+  const addressOfView = (meta) => (meta.view ? meta.view : location.search.slice(1));
+
+  function clicked(meta, at) {
+    if (meta.click === "pattern") workbench.change({ q: at.y, k: at.x, t: null });
+    if (meta.click === "tile") workbench.change({ head: at.x || null, layer: at.y || null });
+    if (meta.click === "token") workbench.change({ q: at.x, t: null });
+    if (meta.click === "position") workbench.change({ t: at.x });
+    if (meta.click === "track") toggleTracked(`${at.y}.${at.x}`);
+  }
+
+  function toggleTracked(entry) {
+    const kept = (workbench.params().get("track") || "").split(",").filter(Boolean);
+    const next = kept.includes(entry) ? kept.filter((each) => each !== entry) : [...kept, entry].slice(-8);
+    workbench.change({ track: next.join(",") || null });
+  }
+  workbench.toggleTracked = toggleTracked;
+
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      graphs().forEach((gd) => { if (gd.on && !gd.wbLinked) link(gd); });
+    });
+  }).observe(document.documentElement, { subtree: true, childList: true });
+
+  // ---- saving --------------------------------------------------------------------------------------------------------
+
+  // The saved figure carries its title and its run, so that it still says what it is when it lies in a paper's folder.
+  workbench.exportFigure = function (format) {
+    const id = window.dash_clientside.callback_context.triggered_id;
+    const panel = id && document.getElementById(`panel-${id.panel}`);
+    const gd = panel && panel.querySelector(".js-plotly-plot");
+    if (gd) {
+      const text = (selector) => (panel.querySelector(selector) || {}).textContent || "";
+      const caption = [...panel.querySelectorAll(".panel-foot .fact")].map((each) => each.textContent).join(" · ");
+      const margin = { ...gd._fullLayout.margin, t: (gd._fullLayout.margin.t || 0) + 44, b: (gd._fullLayout.margin.b || 0) + 30 };
+      const escape = (value) => value.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+      const layout = {
+        ...gd.layout, margin, title: { text: escape(text(".panel-title")), x: 0.02, y: 0.985, yanchor: "top", font: { size: 15 } },
+        annotations: [...(gd.layout.annotations || []), { text: escape(caption), xref: "paper", yref: "paper", x: 0, y: 0, yshift: -margin.b + 14,
+          xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 10 } }],
+      };
+      const { width, height } = gd._fullLayout;
+      window.Plotly.downloadImage({ data: gd.data, layout }, {
+        format, width, height: height + 74, scale: format === "png" ? 2 : 1, filename: `${workbench.facts.run}-${id.panel}`,
+      }).then(() => workbench.say("Figure saved."), () => workbench.say("The figure could not be saved."));
+    }
+    return window.dash_clientside.no_update;
+  };
+})();

@@ -1,0 +1,103 @@
+"""Figures of the attention page: one head's pattern, all heads at once, and profiles that say where the weight goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.figures.common import Axis, Colours, picture, token_lines
+from app.theme import Theme, template
+
+Span = tuple[int, int]
+
+
+def attention_map(
+    source: str, tokens: Sequence[str], rows: Span, columns: Span, colours: Colours, theme: Theme, *, panel: str
+) -> go.Figure:
+    """One head's pattern as a picture: row = token that reads, column = token that is read.
+
+    `source` is the address of the picture of exactly `rows` × `columns`. Click pins a cell, dragging zooms.
+    """
+    figure = picture(
+        source,
+        Axis("token that is read (key)", len(tokens), "key", tokens),
+        Axis("token that reads (query)", len(tokens), "query", tokens),
+        columns,
+        rows,
+        colours,
+        theme,
+        panel=panel,
+        square=True,
+        meta={"click": "pattern", "zoom": {"x": "cols", "y": "rows"}},
+    )
+    return figure
+
+
+def head_mosaic(source: str, heads_per_layer: Sequence[int], theme: Theme, *, panel: str) -> go.Figure:
+    """Every head of every layer as one picture; tile (layer l, head h) covers [h, h + 1) × [l, l + 1).
+
+    Click chooses the head.
+    """
+    n_layers, n_heads = len(heads_per_layer), max(heads_per_layer)
+    colours = Colours(theme.table_name(False), 1.0, "sqrt", False, "weight, each head by its own largest")
+    figure = picture(
+        source,
+        Axis("head", n_heads, "head"),
+        Axis("layer", n_layers, "layer"),
+        (0, n_heads),
+        (0, n_layers),
+        colours,
+        theme,
+        panel=panel,
+        columns_on_top=True,
+        square=True,
+        meta={"click": "tile"},
+    )
+    figure.data = ()
+    figure.update_layout(plot_bgcolor=theme.surface, margin={"l": 40, "r": 8, "t": 40, "b": 8})
+    figure.update_xaxes(ticks="", tickvals=[head + 0.5 for head in range(n_heads)][:: max(1, n_heads // 16)],
+                        ticktext=[str(head) for head in range(n_heads)][:: max(1, n_heads // 16)])  # fmt: skip
+    figure.update_yaxes(ticks="", tickvals=[layer + 0.5 for layer in range(n_layers)][:: max(1, n_layers // 16)],
+                        ticktext=[str(layer) for layer in range(n_layers)][:: max(1, n_layers // 16)])  # fmt: skip
+    figure.add_scatter(x=[None], y=[None], hoverinfo="skip", showlegend=False)
+    return figure
+
+
+def head_profiles(
+    values: np.ndarray, tokens: Sequence[str], head: int, theme: Theme, *, y_title: str, panel: str, role: str
+) -> go.Figure:
+    """One line per head over tokens, `values` [head, pos]; the chosen head strong, the others of the layer faint."""
+    n_heads = len(values)
+    order = [h for h in range(n_heads) if h != head] + [head]  # the chosen head is drawn last, on top
+    figure = token_lines(
+        [(f"head {h}", values[h]) for h in order],
+        tokens,
+        theme,
+        y_title=y_title,
+        panel=panel,
+        role=role,
+        selected=n_heads - 1,
+        from_zero=True,
+        colours=[theme.accent if h == head else theme.dim for h in order],
+        x_title="token",
+    )
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def offset_profile(values: np.ndarray, theme: Theme, *, panel: str) -> go.Figure:
+    """Mean weight at each distance query − key, `values` [distance], as bars; nan where no pair exists."""
+    figure = go.Figure()
+    figure.add_bar(
+        x=np.arange(len(values)), y=values, marker={"color": theme.accent, "line": {"width": 0}},
+        hovertemplate="%{x} tokens back<br>%{y:.5g}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(
+        template=template(theme.name), showlegend=False, bargap=0.15, meta={"panel": panel},
+        xaxis={"title": {"text": "distance back from the reading token"}, "range": [-0.7, len(values) - 0.3], "fixedrange": True,
+               "showgrid": False},
+        yaxis={"title": {"text": "mean weight"}, "fixedrange": True, "zeroline": True},
+    )  # fmt: skip
+    return figure

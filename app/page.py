@@ -1,0 +1,109 @@
+"""What a page is, and the controls that all pages use.
+
+A page is one module in `app/pages` with a constant `PAGE`. Nothing else has to be edited: navigation, address, panels and
+exports follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import dash_mantine_components as dmc
+from dash import Dash, html
+from dash.development.base_component import Component
+
+from app.panels.base import Panel
+from app.panels.words import kind_words
+from app.services import Scene, Services
+from app.view_state import POOLINGS, SCALES, SORTS, ViewState
+
+KEY_OF = {each.name: each.metadata["key"] for each in fields(ViewState) if each.metadata["key"]}
+DEFAULT_OF = {each.name: str(each.default) for each in fields(ViewState)}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page. `layout` builds it for a scene; it is built anew only when `structure` changes, panels redraw by themselves.
+
+    `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its own.
+    """
+
+    name: str
+    title: str
+    icon: str
+    order: int
+    words: str
+    layout: Callable[[Services, Scene], Sequence[Component]]
+    panels: Sequence[Panel] = ()
+    structure: Callable[[Scene], Hashable] = lambda scene: None
+    controls: Callable[[Scene], Sequence[Component]] = lambda scene: ()
+    register: Callable[[Dash, Services], None] | None = None
+
+    @property
+    def path(self) -> str:
+        return "/" if self.name == "overview" else f"/{self.name}"
+
+    def build(self, services: Services, scene: Scene) -> Component:
+        """The page for a scene."""
+        controls = html.Div(list(self.controls(scene)) if scene.run is not None else [], className="controls")
+        head = html.Div([html.Div([html.H1(self.title), html.P(self.words)], className="page-words"), controls], className="page-head")
+        banner = [] if not scene.problem else [html.Div(
+            [html.Strong("This run is not here. "), html.Span(f"{scene.problem} Choose another run in the bar above.")],
+            className="banner", role="alert",
+        )]  # fmt: skip
+        return html.Div([head, *banner, *self.layout(services, scene)], className="page")
+
+
+# ---- controls --------------------------------------------------------------------------------------------------------
+
+
+def control_values(view: ViewState, n_tokens: int) -> dict[str, str | int]:
+    """What each control shows for a view, by URL key."""
+    values: dict[str, str | int] = {
+        KEY_OF[name]: str(getattr(view, name)) for name in ("run", "layer", "head", "pooling", "scale", "sort")
+    }
+    if n_tokens:
+        values[KEY_OF["position"]] = view.state_position(n_tokens)
+    return values
+
+
+def control_id(name: str) -> dict[str, str]:
+    """The id of the control that sets a view field; moving it changes the address and nothing else."""
+    return {"type": "control", "key": KEY_OF[name], "default": DEFAULT_OF[name]}
+
+
+def choice(name: str, label: str, data: Sequence[Mapping[str, str]], value: str, width: int) -> Component:
+    """A drop-down list for a view field."""
+    return dmc.Select(id=control_id(name), label=label, data=list(data), value=value, allowDeselect=False, size="xs", w=width,
+                      comboboxProps={"position": "bottom-end", "width": "max-content"})  # fmt: skip
+
+
+def layer_choice(scene: Scene) -> Component:
+    """Choose the layer."""
+    data = [{"value": str(layer["layer"]), "label": f"{layer['layer']} · {kind_words(layer['kind'])}"} for layer in scene.layers]
+    return choice("layer", "Layer", data, str(scene.view.layer), 168)
+
+
+def head_choice(scene: Scene) -> Component:
+    """Choose the head."""
+    count = scene.heads_per_layer[scene.view.layer] if scene.heads_per_layer else 1
+    return choice("head", "Head", [{"value": str(h), "label": str(h)} for h in range(count)], str(scene.view.head), 76)
+
+
+def scale_choice(scene: Scene, *, rows: bool = True) -> Component:
+    """Choose how values become colours."""
+    names = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of row maximum"}
+    data = [{"value": name, "label": names[name]} for name in SCALES if rows or name != "row"]
+    return choice("scale", "Colour scale", data, scene.view.scale, 168)
+
+
+def pooling_choice(scene: Scene) -> Component:
+    """Choose what a picture cell shows when it stands for several values."""
+    names = {"max": "largest magnitude", "mean": "mean", "sum": "sum"}
+    return choice("pooling", "Pooling", [{"value": name, "label": names[name]} for name in POOLINGS], scene.view.pooling, 150)
+
+
+def sort_choice(scene: Scene) -> Component:
+    """Choose the order of neurons."""
+    return choice("sort", "Neurons by", [{"value": k, "label": words} for k, words in SORTS.items()], scene.view.sort, 160)

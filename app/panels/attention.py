@@ -1,0 +1,346 @@
+"""Panels of the attention page. Softmax and effective patterns go through the same panels; what differs is said in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.figures.attention import attention_map, head_mosaic, head_profiles, offset_profile
+from app.figures.common import Colours, number, token_label
+from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, StripPanel, TooLarge, scale_words
+from app.panels.words import is_signed, kind_words
+from app.render import mosaic, to_levels, to_png, visible_bins
+from app.services import Scene
+from app.theme import Theme
+from app.view_state import POOLINGS
+from workbench.lab.factors import LayerFactors
+
+WHOLE_MAP_CELLS = 2**25
+"""A larger whole map is drawn from the pooled overview that the run stores."""
+TILE = 72
+ROW_SUM_TOKENS = 8192
+
+
+def head_words(scene: Scene) -> list[str]:
+    """Facts that name the drawn head."""
+    layer = scene.layer or {}
+    return [f"layer {scene.view.layer} ({kind_words(str(layer.get('kind')))})", f"head {scene.view.head}"]
+
+
+def check_pattern(scene: Scene) -> LayerFactors:
+    """The factors of the chosen layer; NothingToShow when the layer has no pattern."""
+    if scene.layer is not None and scene.layer.get("form") is None:
+        kind = kind_words(scene.layer["kind"])
+        raise NothingToShow("This layer has no token-to-token map", f"A {kind} layer is not linear in its values, "
+                            "so no matrix of weights describes it. The State page shows what it remembers.")  # fmt: skip
+    return scene.factors()
+
+
+class HeadMosaic(PicturePanel):
+    """All heads of all layers at a glance."""
+
+    id = "heads"
+    title = "All heads"
+    words = "One small map per head. Each is coloured by its own largest weight. Click one to open it."
+    depends = ("run",)
+    height = 420
+
+    def _overviews(self, scene: Scene) -> list[np.ndarray | None]:
+        run = scene.opened()
+        names = [f"overview.{index}" for index in range(len(scene.layers))]
+        return [run.array(name) if run.has(name) else None for name in names]
+
+    def shape(self, scene: Scene) -> tuple[int, int]:
+        self.check(scene)
+        if not scene.layers or all(overview is None for overview in self._overviews(scene)):
+            raise NothingToShow("No token-to-token maps in this run", "None of its layers stores a pattern.")
+        return len(scene.layers), max(scene.heads_per_layer)
+
+    def _masked(self, scene: Scene, index: int, tiles: np.ndarray) -> np.ndarray:
+        layer, total = scene.layers[index], (0, scene.n_tokens)
+        seen = visible_bins(total, total, *tiles.shape[1:], causal=(layer.get("pattern") or {}).get("causal", True),
+                            strict=bool(layer.get("strict")), window=layer.get("window"))  # fmt: skip
+        return np.where(seen, tiles, np.nan)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.shape(scene)
+        lines = [np.hstack(list(tiles)) for tiles in self._overviews(scene) if tiles is not None]
+        widest = max(line.shape[1] for line in lines)
+        return np.vstack([np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant_values=np.nan) for line in lines])
+
+    def snippet_body(self, scene: Scene) -> str:
+        layers = [index for index, tiles in enumerate(self._overviews(scene)) if tiles is not None]
+        return f"""
+# pooled maps of every head, one line per layer, side by side
+lines = [np.hstack(list(run.array(f"overview.{{layer}}"))) for layer in {layers}]
+widest = max(line.shape[1] for line in lines)
+values = np.vstack([np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant_values=np.nan) for line in lines])
+"""
+
+    def picture(self, scene: Scene, theme: Theme, size: int) -> bytes:
+        self.shape(scene)
+        signed = any(is_signed(layer) for layer in scene.layers)
+        lines = []
+        for index, tiles in enumerate(self._overviews(scene)):
+            line = []
+            for tile in self._masked(scene, index, tiles) if tiles is not None else ():
+                limit = float(np.nanmax(np.abs(tile), initial=0.0)) or 1.0
+                line.append(to_levels(tile, limit, "sqrt", signed))
+            lines.append(line)
+        heads = max(scene.heads_per_layer)
+        tile_size = max(12, min(TILE, 2048 // max(len(lines), heads) - 6))
+        return to_png(mosaic(lines, 3, tile_size), theme.table_name(signed))
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        self.shape(scene)
+        return head_mosaic(self.address(scene, theme), scene.heads_per_layer, theme, panel=self.id)
+
+    def reading(self, scene: Scene, row: int, column: int) -> Reading:
+        rows, _ = self.shape(scene)
+        overview = self._overviews(scene)[row] if 0 <= row < rows else None
+        if overview is None or not 0 <= column < len(overview):
+            raise IndexError(f"there is no head {column} in layer {row}")
+        strongest = overview[column].ravel()[np.argmax(np.abs(overview[column]))]
+        name = kind_words(scene.layers[row]["kind"])
+        return Reading(float(strongest), [("largest weight of", f"layer {row} ({name}), head {column}")])
+
+    def facts(self, scene: Scene) -> list[str]:
+        return ["pooled: largest magnitude, sign kept", "each head coloured by its own largest, square-root colour scale"]
+
+    def summary(self, scene: Scene) -> str:
+        rows, columns = self.shape(scene)
+        return f"Small attention maps of {rows} layers with up to {columns} heads."
+
+
+class AttentionMap(PicturePanel):
+    """One head's pattern."""
+
+    id = "pattern"
+    title = "Who reads from whom"
+    words = "Row = token that reads (query). Column = token that is read (key). Drag to zoom, click to pin a cell."
+    depends = ("run", "layer", "head", "rows", "columns", "pooling", "scale")
+    height = 620
+    zoom = ("rows", "cols")
+
+    def shape(self, scene: Scene) -> tuple[int, int]:
+        self.check(scene)
+        length = check_pattern(scene).length
+        return length, length
+
+    def spans(self, scene: Scene) -> tuple[Span, Span]:
+        rows, columns = self.shape(scene)
+        return scene.view.rows or (0, rows), scene.view.columns or (0, columns)
+
+    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
+        factors = scene.factors()
+        part = factors.pattern(scene.view.head, slice(*rows), slice(*columns))
+        return np.where(factors.visible(slice(*rows), slice(*columns)), part, np.float32(np.nan))
+
+    def pooled(self, scene: Scene, size: int) -> np.ndarray:
+        rows, columns = self.spans(scene)
+        view = scene.view
+        key = ("pattern", view.layer, view.head, rows, columns, view.pooling, size)
+        return scene.once(*key, make=lambda: self._pool(scene, rows, columns, size))
+
+    def _pool(self, scene: Scene, rows: Span, columns: Span, size: int) -> np.ndarray:
+        factors, head = scene.factors(), scene.view.head
+        if self._from_overview(scene):
+            pooled = scene.opened().array(f"overview.{scene.view.layer}")[head]
+        else:
+            pooled = factors.overview(head, size, slice(*rows), slice(*columns), scene.view.pooling)
+        seen = visible_bins(rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window)
+        return np.where(seen, pooled, np.nan)
+
+    def _from_overview(self, scene: Scene) -> bool:
+        """Whether the picture is the overview that the run stores, since drawing it anew would take too long."""
+        rows, columns = self.shape(scene)
+        whole = self.spans(scene) == ((0, rows), (0, columns))
+        stored = scene.opened().has(f"overview.{scene.view.layer}")
+        return whole and stored and scene.view.pooling == "max" and rows * columns > WHOLE_MAP_CELLS
+
+    def colours(self, scene: Scene, theme: Theme) -> Colours:
+        view, layer = scene.view, scene.layer or {}
+        signed, name = is_signed(layer), f"overview.{view.layer}"
+        if view.scale == "row":
+            limit = 1.0
+        elif view.pooling == "max" and scene.opened().has(name):
+            # The stored overview is pooled by magnitude, so its largest is the head's largest: every zoom has one scale.
+            limit = float(np.abs(scene.opened().array(name)[view.head]).max())
+        else:
+            limit = float(np.nanmax(np.abs(self.pooled(scene, scene.pixels)), initial=0.0))
+        return Colours(theme.table_name(signed), limit, view.scale, signed, "weight")
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        rows, columns = self.spans(scene)
+        colours = self.colours(scene, theme)
+        return attention_map(self.address(scene, theme), scene.tokens, rows, columns, colours, theme, panel=self.id)
+
+    def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
+        seen = scene.factors().visible([row], [column])[0, 0]
+        words = [("reads", token_label(scene.tokens, row)), ("from", token_label(scene.tokens, column))]
+        return words if seen else [*words, ("", "this token cannot see that one")]
+
+    def facts(self, scene: Scene) -> list[str]:
+        facts = head_words(scene)
+        down, across = self.binning(scene, 96 if self._from_overview(scene) else None)
+        if max(down, across) > 1:
+            facts.append(f"one picture cell = up to {down} × {across} tokens, drawn by {POOLINGS[scene.view.pooling]}")
+        else:
+            facts.append("one picture cell = one token pair, not pooled")
+        return [*facts, scale_words(scene.view.scale), "grey = not visible to the reading token"]
+
+    def snippet_body(self, scene: Scene) -> str:
+        (r0, r1), (c0, c1) = self.spans(scene)
+        return f"""
+rows, columns = slice({r0}, {r1}), slice({c0}, {c1})
+values = np.where(factors.visible(rows, columns), factors.pattern({scene.view.head}, rows, columns), np.float32(np.nan))
+"""
+
+    def summary(self, scene: Scene) -> str:
+        received = self._received(scene)
+        if received is None:
+            return f"Map of head {scene.view.head} of layer {scene.view.layer}."
+        top = int(np.nanargmax(received))
+        return (f"Map of head {scene.view.head} of layer {scene.view.layer}. The token that gets most is "
+                f"{token_label(scene.tokens, top)}, with a mean weight of {number(received[top])}.")  # fmt: skip
+
+    def _received(self, scene: Scene) -> np.ndarray | None:
+        run, name = scene.opened(), f"received.{scene.view.layer}"
+        return run.array(name)[scene.view.head] if run.has(name) else None
+
+
+class QueryRow(StripPanel):
+    """The row of the pinned token, written over the text."""
+
+    id = "query-row"
+    title = "What the pinned token reads from"
+    words = "The text, each token coloured by the weight that the pinned token gives it. Click a token to pin it."
+    depends = ("run", "layer", "head", "query", "scale")
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.check(scene)
+        factors = check_pattern(scene)
+        row = factors.row(scene.view.head, scene.query)
+        return np.where(factors.visible([scene.query])[0], row, np.float32(np.nan))
+
+    def signed(self, scene: Scene) -> bool:
+        return is_signed(scene.layer or {})
+
+    def scale(self, scene: Scene) -> str:
+        return "linear" if scene.view.scale == "row" else scene.view.scale
+
+    def facts(self, scene: Scene) -> list[str]:
+        return [*head_words(scene), f"pinned: token {token_label(scene.tokens, scene.query)}", f"{self.scale(scene)} colour"]
+
+    def snippet_body(self, scene: Scene) -> str:
+        head, query = scene.view.head, scene.query
+        return f"""
+values = np.where(factors.visible([{query}])[0], factors.row({head}, {query}), np.float32(np.nan))
+"""
+
+
+class Received(Panel):
+    """How much weight each token gets."""
+
+    id = "received"
+    title = "Who is read"
+    words = "Mean weight (magnitude) that each token gets from the tokens that can see it. A tall spike is a sink."
+    depends = ("run", "layer", "head")
+    height = 230
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.check(scene)
+        name = f"received.{scene.view.layer}"
+        if not scene.opened().has(name):
+            raise NothingToShow("Not recorded", "This run does not store how much weight each token gets.")
+        return np.asarray(scene.opened().array(name))
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        return head_profiles(self.values(scene), scene.tokens, scene.view.head, theme, y_title="mean weight", panel=self.id,
+                             role="key")  # fmt: skip
+
+    def snippet_body(self, scene: Scene) -> str:
+        return f'values = run.array("received.{scene.view.layer}")  # head, pos'
+
+    def facts(self, scene: Scene) -> list[str]:
+        return [*head_words(scene), "the layer's other heads are faint"]
+
+
+class RowProfile(Panel):
+    """How spread out each row is, or what it sums to."""
+
+    id = "row-profile"
+    title = "How each token reads"
+    words = ("Where rows are probabilities: their entropy in nats (0 = one token, high = spread out). "
+             "Where they are not: what each row sums to.")  # fmt: skip
+    depends = ("run", "layer", "head")
+    height = 230
+
+    def _has_entropy(self, scene: Scene) -> bool:
+        return scene.opened().has(f"entropy.{scene.view.layer}")
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.check(scene)
+        if self._has_entropy(scene):
+            return np.asarray(scene.opened().array(f"entropy.{scene.view.layer}"))
+        factors, head = check_pattern(scene), scene.view.head
+        if factors.length > ROW_SUM_TOKENS:
+            raise TooLarge(f"Row sums of {factors.length} tokens take too long to draw while you wait.")
+        key = ("row-sums", scene.view.layer, head)
+        return scene.once(*key, make=lambda: factors.overview(head, (factors.length, 1), kind="sum").T)
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        values, entropy = self.values(scene), self._has_entropy(scene)
+        head = scene.view.head if entropy else 0
+        title = "entropy (nats)" if entropy else "sum of the row"
+        figure = head_profiles(values, scene.tokens, head, theme, y_title=title, panel=self.id, role="query")
+        if not entropy:
+            figure.update_traces(name=f"head {scene.view.head}")
+        return figure
+
+    def snippet_body(self, scene: Scene) -> str:
+        if self._has_entropy(scene):
+            return f'values = run.array("entropy.{scene.view.layer}")  # head, pos; nats'
+        return f'values = factors.overview({scene.view.head}, (factors.length, 1), kind="sum").T  # sum of each row'
+
+    def facts(self, scene: Scene) -> list[str]:
+        return [*head_words(scene), "entropy in nats" if self._has_entropy(scene) else "signed sum of each row"]
+
+
+class OffsetProfile(Panel):
+    """Mean weight by distance."""
+
+    id = "offsets"
+    title = "How far back it reads"
+    words = "Mean weight by distance from the reading token. A bar at 1 is a previous-token head."
+    depends = ("run", "layer", "head")
+    height = 230
+
+    def _count(self, scene: Scene) -> int:
+        return min(64, scene.n_tokens)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.check(scene)
+        factors, head = check_pattern(scene), scene.view.head
+        key = ("offsets", scene.view.layer, head)
+        return scene.once(*key, make=lambda: factors.offset_profile(head, self._count(scene)))
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        return offset_profile(self.values(scene), theme, panel=self.id)
+
+    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+        return ["distance", "mean weight"], ([str(d), float(v)] for d, v in enumerate(self.values(scene)))
+
+    def snippet_body(self, scene: Scene) -> str:
+        return f"values = factors.offset_profile({scene.view.head}, {self._count(scene)})  # distance 0, 1, 2, …"
+
+    def facts(self, scene: Scene) -> list[str]:
+        return head_words(scene)
+
+    def summary(self, scene: Scene) -> str:
+        values = self.values(scene)
+        top = int(np.nanargmax(np.abs(values)))
+        return f"The largest mean weight is {number(values[top])}, at a distance of {top} tokens."
+
+
+PANELS = (HeadMosaic(), AttentionMap(), QueryRow(), Received(), RowProfile(), OffsetProfile())

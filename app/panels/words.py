@@ -1,0 +1,72 @@
+"""Facts of a layer in words: what its pattern is, what it remembers, what its kind is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KINDS = {
+    "attention": "softmax attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
+    "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
+}  # fmt: skip
+
+
+def kind_words(kind: str) -> str:
+    """`retention` for "retention", the word itself for an unknown kind."""
+    return KINDS.get(kind, kind.replace("_", " "))
+
+
+def pattern_words(layer: Mapping[str, Any]) -> list[str]:
+    """What the pattern of a layer is, fact by fact, so that nobody mistakes one kind of map for another."""
+    record = layer.get("pattern") or {}
+    signed, total = record.get("signed", layer.get("form") != "softmax"), record.get("rows_sum_to")
+    facts = ["signed weights" if signed else "no negative weights"]
+    facts.append("rows do not sum to 1" if total is None else f"rows sum to {total:g}")
+    if record.get("effective"):
+        facts.append("effective: this mixer has no softmax, the map is its exact linear equivalent"
+                     if record.get("exact") else "effective and approximate")  # fmt: skip
+    elif record.get("exact", True):
+        facts.append("exact")
+    if record.get("columns") not in (None, "tokens", "token"):
+        facts.append(f"columns are {record['columns']}")
+    if record.get("causal", True):
+        facts.append("causal, a token never reads itself" if layer.get("strict") else "causal")
+    else:
+        facts.append("reads in both directions")
+    if layer.get("window"):
+        facts.append(f"window of {layer['window']} tokens")
+    if layer.get("alibi_slopes"):
+        facts.append("ALiBi distance bias")
+    if layer.get("n_key_heads", layer["n_heads"]) != layer["n_heads"]:
+        facts.append(f"{layer['n_heads']} heads share {layer['n_key_heads']} key groups")
+    return facts
+
+
+def is_signed(layer: Mapping[str, Any]) -> bool:
+    """Whether the layer's pattern has negative weights."""
+    return bool((layer.get("pattern") or {}).get("signed", layer.get("form") != "softmax"))
+
+
+def memory_words(layer: Mapping[str, Any]) -> str:
+    """What a layer carries from token to token, in one sentence."""
+    state, form = layer.get("state"), layer.get("form")
+    if form == "softmax":
+        window = layer.get("window")
+        kept = f"of the last {window} tokens" if window else "of every token so far"
+        return f"Softmax attention has no fixed-size state: its memory is the KV cache, the key and the value {kept}."
+    if not state:
+        return "This layer records no state."
+    sizes = " × ".join(str(size) for size in state["shape"][1:])
+    return f"Each head carries a matrix of {sizes} numbers from token to token, whatever the length of the text."
+
+
+def state_axes(layer: Mapping[str, Any]) -> tuple[str, str]:
+    """What the two axes of the layer's matrix state are, in words."""
+    if layer.get("kind") == "bdh":
+        return "neuron (key side)", "value channel"
+    return "key channel", "value channel"
+
+
+def spoken_list(items: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
