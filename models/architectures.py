@@ -1,12 +1,12 @@
 """The architectures: each a name, a paper and a configuration of shared parts."""
 
+from models.architecture import Architecture, register_architecture
 from models.attention.site import AttentionConfig
 from models.bdh.model import BDH, BDHConfig
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig
 from models.recurrent.mamba2 import Mamba2Config
 from models.recurrent.retention import RetentionConfig
-from models.registry import Architecture, register_architecture
 
 
 def _tiny(mixer: object, mlp: MLPConfig | None, **changes: object) -> LanguageModelConfig:

@@ -7,11 +7,12 @@ models.list_models()                                     records for the command
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from models.architecture import ARCHITECTURES, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
 from workbench.instrument.errors import suggestion
@@ -19,52 +20,14 @@ from workbench.instrument.errors import suggestion
 SHIPPED = Path(__file__).parent / "shipped"
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How to build one architecture.
-
-    Args:
-        name: unique, lower case. title: for people. paper: slug of the catalogue (None for a family without a paper of its own).
-        family: `"attention"`, `"state-space"`, `"linear-attention"`, `"bdh"`, ...
-        config: configuration class. module: model class. presets: named configurations; `"tiny"` is the one the consistency suite runs.
-        fidelity: `"faithful"` (tested against the published equations or code) or `"reconstructed"`.
-        shows: what it can show: `"pattern"`, `"state"`, `"neurons"`, ...
-    """
-
-    name: str
-    title: str
-    paper: str | None
-    family: str
-    config: type
-    module: Callable[[Any], Decoder]
-    presets: dict[str, Any]
-    description: str
-    shows: tuple[str, ...] = ("pattern",)
-    fidelity: str = "faithful"
-    notes: str = ""
-
-
-ARCHITECTURES: dict[str, Architecture] = {}
-
-
-class UnknownModel(ValueError):
-    """A model or architecture name that does not exist; the message holds the nearest one."""
-
-
-def register_architecture(architecture: Architecture) -> Architecture:
-    """Add to the registry. Refuses a name twice and an architecture without a `"tiny"` preset (the consistency suite needs it)."""
-    if architecture.name in ARCHITECTURES:
-        raise ValueError(f"An architecture named {architecture.name!r} is registered already.")
-    if "tiny" not in architecture.presets:
-        raise ValueError(f"{architecture.name!r} has no 'tiny' preset; the consistency suite needs one.")
-    ARCHITECTURES[architecture.name] = architecture
-    return architecture
+def _register_all() -> None:
+    """Import the files that register architectures (here, so that importing the registry stays cheap)."""
+    import_module("models.architectures")
 
 
 def architecture(name: str) -> Architecture:
     """Look up an architecture; raises `UnknownModel` with the nearest name."""
-    import models.architectures  # noqa: F401  (registers them)
-
+    _register_all()
     if name not in ARCHITECTURES:
         raise UnknownModel(
             f"Unknown architecture {name!r}.{suggestion(name, ARCHITECTURES)} Known: {', '.join(ARCHITECTURES)}."
@@ -78,8 +41,6 @@ def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -
     Args:
         name: architecture. preset: starting configuration. config: a whole configuration instead. changes: fields to change.
     """
-    from dataclasses import fields, replace
-
     record = architecture(name)
     if config is None:
         if preset not in record.presets:
@@ -125,8 +86,7 @@ def shipped_names() -> list[str]:
 
 def list_models() -> list[ModelRecord]:
     """Shipped models first, then every architecture at random weights."""
-    import models.architectures  # noqa: F401
-
+    _register_all()
     records = []
     for name in shipped_names():
         card = json.loads((SHIPPED / name / "card.json").read_text())
@@ -261,3 +221,19 @@ def _named(model: Decoder, name: str, kind: Architecture, provenance: str) -> De
     model.name, model.architecture = name, kind.name
     model.origin = {"family": kind.family, "paper": kind.paper, "provenance": provenance}
     return model
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "ModelRecord",
+    "UnknownModel",
+    "architecture",
+    "build",
+    "describe",
+    "list_models",
+    "load",
+    "register_architecture",
+    "save",
+    "shipped_names",
+]

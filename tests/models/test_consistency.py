@@ -59,7 +59,7 @@ def disturb(x: Tensor, hook: HookPoint) -> Tensor:
 
 
 def largest(x: Tensor) -> float:
-    return float(x.abs().max())
+    return float(x.detach().abs().max())
 
 
 # --------------------------------------------------------------------------------------------------- hook points
