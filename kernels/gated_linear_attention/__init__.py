@@ -9,9 +9,11 @@ weight; *strict* reading sees only what earlier tokens wrote; the *state after t
 - `trace_entries`, `states_at`, `state_norms`: the state over time without positions x state memory.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.autograd.forward_ad
 from torch import Tensor
 
 from .arguments import (
@@ -75,7 +77,8 @@ def gated_linear_attention(
         To forget everything use a large negative number such as -1e4, not -inf
     write : None (1 everywhere) or [batch, head, pos], the weight of each token's write
     initial_state : None (zeros) or [batch, head, state_k, state_v]
-    chunk_size : tokens per chunk of mode "chunked"; None takes the size measured best for the shapes
+    chunk_size : tokens per chunk of mode "chunked". None takes the size measured best and, on CUDA tensors without
+        stops, vector decay or a gradient to keep, the Triton kernel; a number always takes the torch form
     mode : "chunked" (fast), "recurrent" (token by token), "parallel" (the quadratic form); equal up to rounding
     stops : strictly increasing positions at which the state is handed to `on_state`
     on_state : called as on_state(position, state [batch, head, state_k, state_v]) once that token is read and written.
@@ -111,6 +114,10 @@ def gated_linear_attention(
         return q.new_zeros(batch, head, 0, state_v), state
     size = chunk_size or default_chunk_size(q.device, needs_gradient(q, k, v, log_decay, write, state))
     with torch.autocast(q.device.type, enabled=False):
+        if not ends and mode == "chunked" and chunk_size is None and _kernel_applies(q, log_decay, k, v, write, state):
+            from .triton import forward
+
+            return forward(q, k, v, log_decay, write, scale, strict, state)
         if not ends:
             output, state = _run(q, k, v, log_decay, write, scale, strict, state, size, mode)
             return output.to(q.dtype), state
@@ -140,6 +147,32 @@ def gated_linear_attention(
                     state = edited
             start = end + 1
         return torch.cat(outputs, 2).to(q.dtype), state
+
+
+def _has_kernel(device: torch.device) -> bool:
+    """The kernel's matrix products need NVIDIA's compute capability 8.0 (Ampere) or later."""
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _kernel_applies(q: Tensor, log_decay: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the Triton kernel may stand in for the torch form: it knows no gradient, tangent, vmap or subclass.
+
+    Triton is imported only here, on a device that runs it.
+    """
+    if not _has_kernel(q.device) or torch.compiler.is_compiling():
+        return False
+    given = [x for x in (q, log_decay, *others) if x is not None]
+    if needs_gradient(*given) or any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
+        return False
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in given):
+        return False
+    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in given):
+        return False
+    from .triton import supports
+
+    return supports(q, log_decay)
 
 
 def _run(

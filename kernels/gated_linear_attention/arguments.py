@@ -45,6 +45,8 @@ def check_query(q: Tensor, k: Tensor) -> None:
 
 def check_key(k: Tensor) -> None:
     check_tensor("k", k, "batch, head, pos, state_k", 4)
+    if 0 in (k.shape[0], k.shape[1], k.shape[3]):
+        raise ValueError(f"k: expected at least one batch, head and state_k (only pos may be 0), got {_shape(k)}")
 
 
 def check_value(v: Tensor, k: Tensor) -> None:
@@ -54,6 +56,8 @@ def check_value(v: Tensor, k: Tensor) -> None:
         raise ValueError(
             f"v: expected [batch={batch}, head={head} or 1, pos={pos}, state_v] to match k {_shape(k)}, got {_shape(v)}"
         )
+    if v.shape[3] == 0:
+        raise ValueError(f"v: expected at least one state_v, got {_shape(v)}")
     _check_like("v", v, "k", k, same_dtype=True)
 
 

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_gated_linear_attention [--json] [--tiny]
 
 Every ratio comes from one process on one thread: both sides run in turn (A, B, A, B, …), each run is measured in CPU
-seconds, and the ratio is that of the medians. Before anything is timed the outputs are compared with float64.
+seconds (on a GPU in seconds until it has finished), and the ratio is that of the medians. Before anything is timed the
+outputs are compared with float64.
 """
 
 import argparse
@@ -21,16 +22,27 @@ from tests.benchmarks import Row
 from tests.benchmarks.__main__ import format_table
 
 
-def paired_medians(ours: Callable[[], object], baseline: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median CPU seconds of each side, measured in turn after one unmeasured run of both."""
+def gpu_clock() -> float:
+    """Seconds once the GPU has finished what it was given; wall time, because the process only waits."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def paired_medians(
+    ours: Callable[[], object],
+    baseline: Callable[[], object],
+    repeats: int,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[float, float]:
+    """Median seconds of each side, in turn after one unmeasured run of both; CPU seconds unless a clock is given."""
     sides = (ours, baseline)
     times: tuple[list[float], list[float]] = ([], [])
     for run in range(repeats + 1):
         for side, seconds in zip(sides, times, strict=True):
-            start = time.process_time()
+            start = clock()
             side()
             if run:
-                seconds.append(time.process_time() - start)
+                seconds.append(clock() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
@@ -40,9 +52,9 @@ def make_row(name: str, times: tuple[float, float], ours_below: bool, goal: floa
     return Row(name, other / ours if ours_below else ours / other, goal, "time", note, at_least=ours_below)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> float:
     error = ((actual.double() - expected).norm() / expected.norm()).item()
-    if not error < 1e-5:
+    if not error < limit:
         raise AssertionError(f"wrong result, not timed: relative error {error:.1e} against float64")
     return error
 
@@ -126,13 +138,49 @@ def bdh_layer(head: int, pos: int, neuron: int, d_model: int, repeats: int) -> l
     return rows
 
 
+def kernel_layers(
+    device: str, dtype: torch.dtype, head: int, pos: int, state_k: int, state_v: int, clock: Callable[[], float]
+) -> list[Row]:
+    """What the Triton kernel wins over the torch chunks on the same device, value shared over heads as in BDH."""
+    rows = []
+    q, k = (torch.randn(2, 1, head, pos, state_k, device=device) * state_k**-0.5).to(dtype)
+    v = torch.randn(1, 1, pos, state_v, device=device).to(dtype)
+    first = min(pos, 256)
+    for name, log_decay in decays(1, head, pos, 1).items():
+        if name == "vector decay":  # the kernel has none
+            continue
+        g = None if log_decay is None else log_decay.to(device)
+        with torch.no_grad():
+
+            def kernel(g: Tensor | None = g) -> Tensor:
+                return gated_linear_attention(q, k, v, log_decay=g)[0]
+
+            def chunks(g: Tensor | None = g) -> Tensor:
+                return gated_linear_attention(q, k, v, log_decay=g, chunk_size=64)[0]
+
+            start = [x[:, :, :first].double() for x in (q, k, v)]
+            decay = None if g is None else (g if g.ndim == 1 else g[:, :, :first]).double()
+            expected, _ = gated_linear_attention(*start, log_decay=decay, mode="recurrent")
+            error = relative_error(kernel()[:, :, :first], expected, 1e-5 if dtype == torch.float32 else 5e-3)
+            times = paired_medians(kernel, chunks, 7, clock)
+        label = f"torch chunks / kernel, {name}, H={head} T={pos} K={state_k} V={state_v} {str(dtype)[6:]}"
+        rows.append(make_row(label, times, True, 1.0, error))
+    return rows
+
+
 def run(tiny: bool = False) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if tiny:
-        return small_layers(2, 32, 8, 1) + bdh_layer(2, 32, 64, 8, 1)
+        rows = small_layers(2, 32, 8, 1) + bdh_layer(2, 32, 64, 8, 1)
+        return rows + kernel_layers("cpu", torch.float32, 2, 32, 8, 8, time.process_time)
     rows = small_layers(4, 1024, 64, 7) + small_layers(16, 1024, 128, 7)
-    return rows + bdh_layer(1, 2048, 8192, 256, 7) + bdh_layer(1, 4096, 8192, 256, 7)
+    rows += bdh_layer(1, 2048, 8192, 256, 7) + bdh_layer(1, 4096, 8192, 256, 7)
+    if torch.cuda.is_available():
+        for dtype in (torch.bfloat16, torch.float32):
+            rows += kernel_layers("cuda", dtype, 16, 2048, 128, 128, gpu_clock)
+            rows += kernel_layers("cuda", dtype, 4, 2048, 8192, 256, gpu_clock)
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:

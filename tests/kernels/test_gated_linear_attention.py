@@ -120,7 +120,8 @@ def test_decoding_token_by_token_continues_a_run(decay: str, strict: bool) -> No
     outputs = [output]
     for t in range(30, POS):
         tensors, cut = window(t, t + 1)
-        output, state = gated_linear_attention(*tensors, **cut, strict=strict, initial_state=state)  # type: ignore[arg-type]
+        carried = {**cut, "initial_state": state}
+        output, state = gated_linear_attention(*tensors, **carried, strict=strict)  # type: ignore[arg-type]
         outputs.append(output)
     assert_close(torch.cat(outputs, 2), expected, 1e-10)
     assert_close(state, expected_state, 1e-10)
@@ -283,6 +284,8 @@ def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ({"v": _zeros(2, 2, 8, 4)}, r"v: expected \[batch=2, head=3 or 1, pos=8, state_v\] .* got \[2, 2, 8, 4\]"),
         ({"v": _zeros(1, 3, 8, 4)}, r"v: expected \[batch=2.* got \[1, 3, 8, 4\]"),
         ({"v": _zeros(2, 3, 7, 4)}, r"v: expected .*pos=8.* got \[2, 3, 7, 4\]"),
+        ({"v": _zeros(2, 3, 8, 0)}, r"v: expected at least one state_v, got \[2, 3, 8, 0\]"),
+        ({"k": _zeros(0, 3, 8, 5)}, r"k: expected at least one batch, head and state_k .* got \[0, 3, 8, 5\]"),
         ({"v": _zeros(2, 3, 8, 4).to("meta")}, r"v: expected device cpu as for k, got meta"),
         ({"log_decay": _zeros(2, 3)}, r"log_decay: expected \[head=3\], .* got \[2, 3\]"),
         ({"log_decay": _zeros(1, 3, 8)}, r"log_decay: expected .* got \[1, 3, 8\]"),

@@ -1,0 +1,142 @@
+"""The Triton kernel of gated linear attention: numbers in the interpreter, machine code for two GPUs, numbers on a GPU.
+
+A CPU can check the first two; the third runs where there is a CUDA device and says so where there is none.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.gated_linear_attention import gated_linear_attention
+from tests.kernels.gla_inputs import make_inputs
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this system")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
+    code = (
+        "import sys, torch; from kernels.gated_linear_attention import gated_linear_attention as f;"
+        "x = torch.ones(1, 1, 3, 2); f(x, x, x); assert 'kernels.gated_linear_attention.triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """Every case of `interpret_gated_linear_attention`, run in one process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.kernels.interpret_gated_linear_attention"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_interpreted_kernel_is_the_recurrence(interpreted: dict[str, Any]) -> None:
+    """State to float32 rounding always; output too, or to one rounding to the 16-bit type that it is stored in."""
+    numbers = {name: errors for name, errors in interpreted.items() if isinstance(errors, dict)}
+    assert len(numbers) == 2 * 3 * 2 * 3 + 6
+    output = {"float32": 1e-6, "float16": torch.finfo(torch.float16).eps, "bfloat16": torch.finfo(torch.bfloat16).eps}
+    for name, errors in numbers.items():
+        assert errors["state"] <= 1e-6, name
+        assert errors["output"] <= output[name.split()[0]], name
+
+
+@pytest.mark.parametrize("claim", ["same bits twice", "dispatched once", "torch form where the kernel cannot"])
+def test_the_interpreted_kernel_keeps_its_promises(interpreted: dict[str, Any], claim: str) -> None:
+    assert interpreted[claim] is True
+
+
+def compiled(
+    capability: int, dtype: torch.dtype, decay: bool, strict: bool, width: int, folder: Path
+) -> dict[str, int]:
+    """Compiles the kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels.gated_linear_attention.triton import chunk_walk, launch_options
+
+    options = launch_options(dtype, width, width)
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    row_tiles = -(-width // options["BLOCK_K"])
+    constants = {**options, "DECAY": decay, "WRITE": True, "STRICT": strict}
+    short = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
+    wide = {"log_decay_pointer", "write_pointer", "state_pointer", "final_pointer"}
+    wide |= {"output_pointer"} if row_tiles > 1 else set()
+    signature, divisible = {}, []
+    for index, name in enumerate(chunk_walk.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_pointer"):
+            signature[name] = "*fp32" if name in wide else short
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if name not in constants and name not in ("scale", "head", "pos"):  # as at a launch with aligned sizes
+            divisible.append(index)
+    source = ASTSource(
+        chunk_walk,
+        signature=signature,
+        constexprs={(chunk_walk.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
+    )
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True, timeout=60).stdout
+    found = re.search(r"Function chunk_walk:\s+REG:(\d+) STACK:(\d+)", report)
+    assert found, report
+    return {"registers": int(found[1]), "stack": int(found[2]), "shared": binary.metadata.shared}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "decay", "strict", "width"),
+    [
+        (torch.bfloat16, True, False, 64),
+        (torch.float16, False, True, 256),
+        (torch.float32, True, False, 128),
+        (torch.float32, False, True, 16),
+    ],
+)
+def test_the_kernel_compiles_and_stays_in_registers(
+    capability: int,
+    dtype: torch.dtype,
+    decay: bool,
+    strict: bool,
+    width: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    usage = compiled(capability, dtype, decay, strict, width, tmp_path)
+    assert usage["stack"] == 0, usage
+    assert usage["shared"] <= 48 << 10, usage
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("decay", ["none", "constant", "scalar"])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu_the_kernel_is_the_recurrence(decay: str, strict: bool, dtype: torch.dtype) -> None:
+    wide = make_inputs(decay, write=True, initial=True, shared=True, pos=301, state_k=200, state_v=72)
+    inputs = wide.to(dtype)
+    exact = inputs.to(torch.float64)
+    expected = gated_linear_attention(exact.q, exact.k, exact.v, **exact.options, strict=strict, mode="recurrent")
+    on_gpu = [x.cuda() for x in (inputs.q, inputs.k, inputs.v)]
+    options: dict[str, Any] = {name: None if x is None else x.cuda() for name, x in inputs.options.items()}
+    output, state = gated_linear_attention(*on_gpu, **options, strict=strict)
+    # tf32 keeps 11 bits of the state and of the decayed values; three passes of it keep float32's accuracy.
+    product = 2e-6 if dtype == torch.float32 else 2.0**-11
+    stored = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    for actual, wanted, tolerance in ((output, expected[0], product + stored), (state, expected[1], product)):
+        assert (actual.cpu().double() - wanted).abs().max() <= tolerance * wanted.abs().max()
