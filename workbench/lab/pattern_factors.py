@@ -53,8 +53,7 @@ class PatternFactors:
 
     def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray]):
         layer = dict(layer)
-        check_layer(layer, layer.get("layer", 0))
-        self.index: int = layer["layer"]
+        self.index = check_layer(layer)
         self.kind: str = layer["kind"]
         form = layer.get("form")
         if form is None:

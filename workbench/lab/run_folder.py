@@ -77,12 +77,12 @@ class Run:
         return self.manifest.get("layers", [])
 
     def layer(self, index: int) -> dict[str, Any]:
-        """The record of layer `index`; RunNotFoundError says which layers there are."""
-        if not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.layers):
-            raise RunNotFoundError(
-                f"run {self.id} has no layer {index!r}: it has {len(self.layers)} layers, counted from 0"
-            )
-        return self.layers[index]
+        """The record of layer number `index`; a trace may hold only some layers of its model."""
+        for record in self.layers:
+            if record["layer"] == index:
+                return record
+        held = ", ".join(str(record["layer"]) for record in self.layers) or "none"
+        raise RunNotFoundError(f"run {self.id} has no layer {index!r}; layers that it has: {held}")
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """`{name: {shape, dtype, axes, unit}}` of every array."""

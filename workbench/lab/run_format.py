@@ -213,8 +213,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             isinstance(point, dict) and {"name", "role", "axes"} <= point.keys(),
             "a hook point lacks name, role or axes",
         )
-    for index, layer in enumerate(manifest.get("layers", [])):
-        check_layer(layer, index)
+    numbers = [check_layer(layer) for layer in manifest.get("layers", [])]
+    _require(numbers == sorted(set(numbers)), f"layers are numbered {numbers}, expected increasing numbers")
     if kind == "trace":
         check_trace(manifest)
 
@@ -263,40 +263,43 @@ def _check_array_table(arrays: object) -> None:
         _require(bool(good), f"arrays[{name!r}] is not {{shape, dtype, axes, unit}} with one axis name per size")
 
 
-def check_layer(layer: object, index: int) -> None:
-    """Raise RunError unless `layer` is entry `index` of a manifest's `layers`.
+def check_layer(layer: object) -> int:
+    """The number of a layer, from its record in a manifest's `layers`; RunError unless the record is well formed.
 
     `form` may be null for a layer that has no pattern (a recurrence that is not linear in its values).
     """
     if not isinstance(layer, dict):
-        raise RunError(f"layers[{index}] is not an object")
-    where = f"layers[{index}]"
-    _require(layer.get("layer") == index, f"{where}.layer is {layer.get('layer')!r}, expected {index}")
-    _require(isinstance(layer.get("kind"), str), f"{where}.kind is missing")
+        raise RunError(f"a layer record is a {type(layer).__name__}, expected an object")
+    number = layer.get("layer")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise RunError(f"a layer record has the layer number {number!r}, expected 0, 1, 2, ...")
+    where = f"layer {number}:"
+    _require(isinstance(layer.get("kind"), str), f"{where} kind is missing")
     form = layer.get("form")
-    _require(form is None or form in FORMS, f"{where}.form is {form!r}, expected one of {', '.join(FORMS)} or null")
+    _require(form is None or form in FORMS, f"{where} form is {form!r}, expected one of {', '.join(FORMS)} or null")
     heads = layer.get("n_heads")
     if not _is(heads, int) or not isinstance(heads, int) or heads < 1:
-        raise RunError(f"{where}.n_heads is {heads!r}, expected a positive number")
+        raise RunError(f"{where} n_heads is {heads!r}, expected a positive number")
     for field in ("n_key_heads", "n_value_heads"):
         groups = layer.get(field, heads)
         _require(_is(groups, int) and groups >= 1 and heads % groups == 0,
-                 f"{where}.{field} is {groups!r}, expected a divisor of n_heads = {heads}")  # fmt: skip
+                 f"{where} {field} is {groups!r}, expected a divisor of n_heads = {heads}")  # fmt: skip
     if form in ("softmax", "gated_linear"):
         scale = layer.get("scale")
         finite = isinstance(scale, (int, float)) and not isinstance(scale, bool) and math.isfinite(scale)
-        _require(finite, f"{where}.scale is {scale!r}, expected a number")
+        _require(finite, f"{where} scale is {scale!r}, expected a number")
     slopes, window = layer.get("alibi_slopes"), layer.get("window")
     listed = isinstance(slopes, list) and len(slopes) == heads and all(_is(slope, int, float) for slope in slopes)
-    _require(slopes is None or listed, f"{where}.alibi_slopes is not null and not a list of {heads} numbers")
+    _require(slopes is None or listed, f"{where} alibi_slopes is not null and not a list of {heads} numbers")
     _require(
         window is None or (_is(window, int) and window >= 1),
-        f"{where}.window is {window!r}, expected null or at least 1",
+        f"{where} window is {window!r}, expected null or at least 1",
     )
     for field, default in (("pattern", {}), ("state", None), ("signals", [])):
         value = layer.get(field, default)
         _require(value is None or isinstance(value, type(default) if default is not None else dict),
-                 f"{where}.{field} has the wrong type ({type(value).__name__})")  # fmt: skip
+                 f"{where} {field} has the wrong type ({type(value).__name__})")  # fmt: skip
+    return number
 
 
 def check_trace(manifest: dict[str, Any]) -> None:
@@ -321,10 +324,11 @@ def check_trace(manifest: dict[str, Any]) -> None:
     check("loss", length)
     check("next.log_probs", length, None)
     check("next.ids", length, None)
-    check("resid_norm", len(manifest["layers"]) + 1, length)
+    check("resid_norm", None, length)
     pooled = min(length, OVERVIEW_SIZE)
-    for index, layer in enumerate(manifest["layers"]):
-        heads, prefix, form = layer["n_heads"], f"layer.{index}.", layer.get("form")
+    for layer in manifest["layers"]:
+        index, heads, form = layer["layer"], layer["n_heads"], layer.get("form")
+        prefix = f"layer.{index}."
         factors = form in ("softmax", "gated_linear")
         check(prefix + "query", heads, length, None, required=factors)
         check(prefix + "key", layer.get("n_key_heads", heads), length, None, required=factors)
@@ -341,7 +345,7 @@ def check_trace(manifest: dict[str, Any]) -> None:
         for signal in layer.get("signals") or []:
             named = signal.get("array") if isinstance(signal, dict) else None
             if named not in arrays:
-                lacks = f"layers[{index}].signals names the array {named!r}, which the run lacks."
+                lacks = f"layer {index}: signals names the array {named!r}, which the run lacks."
                 raise RunError(lacks + did_you_mean(str(named), arrays))
 
 

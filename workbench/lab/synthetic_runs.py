@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.lab.factors import LayerFactors
-from workbench.lab.runs import RunStore, RunWriter
+from workbench.lab.layer_arrays import add_layer_arrays, log_normaliser
+from workbench.lab.runs import RunStore
 
 # Darwin, On the Origin of Species (1859), last sentences; public domain.
 TEXT = (
@@ -27,15 +27,6 @@ TEXT = (
 )
 
 LONG_TOKENS = 4096
-FACTOR_AXES = {
-    "query": ("head", "pos", "d_head"),
-    "key": ("head", "pos", "d_head"),
-    "value": ("head", "pos", "d_head"),
-    "x": ("head", "pos", "neuron"),
-    "y": ("head", "pos", "neuron"),
-}
-SUMMARY_AXES = {"overview": ("head", "query_bin", "key_bin")}
-UNITS = {"log_normaliser": "nats", "log_decay": "nats per token", "entropy": "nats"}
 
 Layer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -175,23 +166,7 @@ def _float32(**arrays: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _with_log_normaliser(record: dict[str, Any], factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add the log of each row's sum of exponentials, from the stored float32 factors, one block of rows at a time."""
-    heads, length = record["n_heads"], factors["query"].shape[1]
-    window = record["window"] or length
-    log_normaliser = np.empty((heads, length))
-    for head in range(heads):
-        key = factors["key"][head * record["n_key_heads"] // heads].astype(np.float64)
-        for start in range(0, length, 256):
-            rows = np.arange(start, min(start + 256, length))
-            seen = rows[-1] + 1
-            distance = rows[:, None] - np.arange(seen)
-            scores = record["scale"] * factors["query"][head, rows].astype(np.float64) @ key[:seen].T
-            if record["alibi_slopes"]:
-                scores -= record["alibi_slopes"][head] * distance
-            scores[(distance < 0) | (distance >= window)] = -np.inf
-            top = scores.max(1)
-            log_normaliser[head, rows] = top + np.log(np.exp(scores - top[:, None]).sum(1))
-    return {**factors, "log_normaliser": log_normaliser.astype(np.float32)}
+    return {**factors, "log_normaliser": log_normaliser(record, factors["query"], factors["key"])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,7 +187,7 @@ def _write(store: RunStore, which: str, layers: Iterable[Layer], text: bytes, se
     generator, length, records = np.random.default_rng(seed + 1000), len(text), []
     with store.create("trace", name, model=model, text=text.decode(), seed=seed) as run:
         for record, factors in layers:
-            _add_layer(run, record, factors)
+            add_layer_arrays(run, record, factors)
             records.append(record)
         ids = np.frombuffer(text, np.uint8).astype(np.int32)
         run.add_array("tokens", ids, axes=("pos",))
@@ -229,15 +204,6 @@ def _write(store: RunStore, which: str, layers: Iterable[Layer], text: bytes, se
             settings={"synthetic": which},
         )
     return run.id
-
-
-def _add_layer(run: RunWriter, record: dict[str, Any], factors: dict[str, np.ndarray]) -> None:
-    index = record["layer"]
-    for name, array in factors.items():
-        axes = FACTOR_AXES.get(name, ("head", "pos"))
-        run.add_array(f"layer.{index}.{name}", array, axes=axes, unit=UNITS.get(name))
-    for name, array in LayerFactors(record, factors).summaries().items():
-        run.add_array(f"{name}.{index}", array, axes=SUMMARY_AXES.get(name, ("head", "pos")), unit=UNITS.get(name))
 
 
 def _hook_point(record: dict[str, Any]) -> dict[str, Any]:
