@@ -1,0 +1,55 @@
+"""What a model is made of, as plain data for the dashboard's block diagram and for model cards."""
+
+from typing import Any
+
+from models.bdh.model import BDH
+from models.decoder import Decoder
+from models.language_model import LanguageModel
+
+
+def model_blocks(model: Decoder) -> list[dict[str, Any]]:
+    """`{kind, label, detail, layer}` of each part in the order of the forward pass; `layer` is None before and after the layers."""
+    parts = [_part("embed", "Embedding", f"{model.vocab_size} → {model.d_model}", None)]
+    if isinstance(model, LanguageModel):
+        config = model.config
+        position = getattr(config.mixer, "position", None)
+        if model.has_position_embedding:
+            parts.append(_part("embed", "Positions", str(position), None))
+        for layer, mixer in enumerate(model.mixers):
+            record = mixer.describe()
+            label, detail = _mixer_words(record, position)
+            parts.append(_part(record["kind"], label, detail, layer))
+            if config.mlp is not None:
+                gate = "gated " if config.mlp.gated else ""
+                beside = ", parallel" if config.parallel else ""
+                parts.append(
+                    _part(
+                        "mlp", "MLP", f"{gate}{config.mlp.activation.split('_')[0]} {config.mlp.d_mlp}{beside}", layer
+                    )
+                )
+        if config.loops > 1:
+            parts.append(_part("loop", "Loop", f"×{config.loops}, shared weights", None))
+        parts.append(_part("norm", "Norm", {"layer": "layer norm", "rms": "RMS norm"}[config.norm], None))
+    elif isinstance(model, BDH):
+        config = model.config
+        neurons = config.n_neurons // config.n_heads
+        for layer in range(model.n_layers):
+            parts.append(_part("bdh", "Linear attn", f"{config.n_heads} heads × {neurons} neurons", layer))
+            parts.append(_part("mlp", "Gate · E", "y = gate ⊙ x", layer))
+    parts.append(_part("unembed", "Unembedding", f"{model.d_model} → {model.vocab_size}", None))
+    return parts
+
+
+def _part(kind: str, label: str, detail: str, layer: int | None) -> dict[str, Any]:
+    return {"kind": kind, "label": label, "detail": detail, "layer": layer}
+
+
+def _mixer_words(record: dict[str, Any], position: str | None) -> tuple[str, str]:
+    heads, keys = record["n_heads"], record["n_key_heads"]
+    if record["kind"] == "attention":
+        shared = "" if keys == heads else f", {keys} kv"
+        where = f", {position}" if position in ("rope", "alibi") else ""
+        return "Attention", f"{heads} heads{shared}{where}"
+    shape = record["state"]["shape"]
+    label = {"retention": "Retention", "mamba2": "Mamba-2"}.get(record["kind"], record["kind"].capitalize())
+    return label, f"{heads} heads, state {shape[1]}×{shape[2]}"

@@ -1,0 +1,107 @@
+"""From a finished training to a shipped model: weights, configuration and a card on which every number can be checked.
+
+    python -m models.shipping TRAINING_FOLDER NAME --title "..." --description "..." --order 1
+
+`TRAINING_FOLDER` is what `workbench train --out` wrote. The card carries the data with its hash and licence, the command, the loss curve and
+the metrics, among them the n-gram reference that the model has to beat.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from models import registry
+from models.decoder import Decoder
+from models.diagram import model_blocks
+from workbench.lab.checkpoints import read_json, read_tensors
+
+LARGEST = 4_000_000  # bytes of a shipped weights file
+
+
+def training_card(folder: Path, command: str | None = None) -> dict[str, Any]:
+    """The part of a card that a training folder knows: data, command, metrics and a thinned loss curve."""
+    metrics = read_json(folder / "metrics.json")
+    curve = read_json(folder / "curve.json")
+    every = max(1, len(curve) // 200)
+    thin = [
+        {
+            "step": point["step"],
+            "train_loss": round(point["train_loss"], 4),
+            "validation_loss": point["validation_loss"],
+        }
+        for index, point in enumerate(curve)
+        if index % every == every - 1 or point["validation_loss"] is not None
+    ]
+    facts = {key: metrics[key] for key in metrics if key not in ("curve", "command", "data", "config")}
+    return {
+        "data": metrics["data"],
+        "licence": _licence(metrics["data"]),
+        "command": command or metrics["command"],
+        "training": metrics["config"],
+        "metrics": facts,
+        "curve": thin,
+    }
+
+
+def _licence(data: dict[str, Any]) -> str:
+    licences = {corpus["licence"] for corpus in data.get("corpora", [])}
+    return "; ".join(sorted(licences)) if licences else "generated sequences: nobody's text"
+
+
+def ship(folder: Path, model: Decoder, name: str, card: dict[str, Any], destination: Path | None = None) -> Path:
+    """Write a shipped model. Refuses one whose weights file is larger than 4 MB."""
+    target = (destination or registry.SHIPPED) / name
+    size = sum(p.numel() * 4 for p in model.state_dict().values())
+    if size > LARGEST:
+        raise ValueError(
+            f"{name} would take {size / 1e6:.1f} MB in float32; shipped models are at most {LARGEST / 1e6:.0f} MB."
+        )
+    points = [
+        {"name": p.name, "role": p.role, "axes": list(p.axes), "editable": p.editable}
+        for p in model.hook_points.points.values()
+    ]
+    kind = registry.architecture(model.architecture)
+    full = {
+        **card,
+        "family": kind.family,
+        "paper": kind.paper,
+        "blocks": model_blocks(model),
+        "hook_point_list": points,
+    }
+    return registry.save(model, target, {**full, **training_card(folder, card.get("command"))})
+
+
+def trained_model(folder: Path, architecture: str, preset: str) -> Decoder:
+    """The weights of a training's last checkpoint in a freshly built model."""
+    model = registry.build(architecture, preset)
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    weights = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def main() -> None:
+    """Command line of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("training", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--architecture", required=True)
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--description", required=True)
+    parser.add_argument("--command", default=None, help="the command that reproduces the training, for the card")
+    parser.add_argument("--order", type=int, default=50, help="place in lists")
+    parser.add_argument("--extra", type=Path, default=None, help="JSON file with further facts for the card")
+    arguments = parser.parse_args()
+    card = {"title": arguments.title, "description": arguments.description, "order": arguments.order}
+    if arguments.command:
+        card["command"] = arguments.command
+    if arguments.extra:
+        card |= json.loads(arguments.extra.read_text())
+    model = trained_model(arguments.training, arguments.architecture, arguments.preset)
+    print(ship(arguments.training, model, arguments.name, card))
+
+
+if __name__ == "__main__":
+    main()
