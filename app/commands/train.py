@@ -142,20 +142,20 @@ def parse_settings(words: list[str], option: str) -> dict[str, Any]:
 
 def build_model(name: str, config: str, changes: list[str], seed: int) -> Any:
     """A model at random weights. `name` may be an architecture, or a listed model whose architecture is meant."""
-    import models
     from models.configs import config_from_json
+    from models.registry import architecture, build, list_models
 
-    listed = {record.name: record.architecture for record in models.list_models()}
-    kind = models.architecture(listed.get(name, name))
+    listed = {record.name: record.architecture for record in list_models()}
+    kind = architecture(listed.get(name, name))
     settings = {"seed": seed, **parse_settings(changes, "--set")}
     if not config.endswith(".json"):
-        return models.build(kind.name, config, **settings)
+        return build(kind.name, config, **settings)
     record = json.loads(Path(config).read_text(encoding="utf-8"))
     if isinstance(record, dict) and "config" in record:  # as in the config.json of a finished model
         record = record["config"]
     if not isinstance(record, dict):
         raise Failure(f"{config} holds no configuration: expected a JSON object")
-    return models.build(kind.name, config=config_from_json(kind.config, record), **settings)
+    return build(kind.name, config=config_from_json(kind.config, record), **settings)
 
 
 def make_batches(
