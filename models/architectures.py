@@ -1,6 +1,6 @@
 """The architectures: each a name, a paper and a configuration of shared parts."""
 
-from models.architecture import Architecture, register_architecture
+from models.architecture_record import Architecture, register_architecture
 from models.attention.site import AttentionConfig
 from models.bdh.model import BDH, BDHConfig
 from models.language_model import LanguageModel, LanguageModelConfig

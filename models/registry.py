@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from models.architecture import ARCHITECTURES, Architecture, UnknownModel, register_architecture
+from models.architecture_record import ARCHITECTURES, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
 from workbench.instrument.errors import suggestion

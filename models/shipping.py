@@ -2,8 +2,8 @@
 
     python -m models.shipping TRAINING_FOLDER NAME --title "..." --description "..." --order 1
 
-`TRAINING_FOLDER` is what `workbench train --out` wrote. The card carries the data with its hash and licence, the command, the loss curve and
-the metrics, among them the n-gram reference that the model has to beat.
+`TRAINING_FOLDER` is what `workbench train --out` wrote. The card carries the data with its hash and licence, the command, the loss curve,
+and the metrics, among them the n-gram reference that the model has to beat.
 """
 
 import argparse
