@@ -33,10 +33,6 @@ class Inputs:
         return {"log_decay": self.log_decay, "write": self._write, "initial_state": self._initial}
 
     @property
-    def state_options(self) -> dict[str, Any]:
-        return self.options
-
-    @property
     def pattern_options(self) -> dict[str, Any]:
         return {"log_decay": self.log_decay, "write": self._write}
 

@@ -30,10 +30,9 @@ def errors(inputs: Inputs, output: Tensor, state: Tensor, **options: Any) -> dic
 
 
 def kernel(inputs: Inputs, scale: float = 1.0, strict: bool = False) -> tuple[Tensor, Tensor]:
-    state = inputs.initial if inputs._initial is not None else torch.zeros(())
-    if inputs._initial is None:
-        batch, head, _, state_k = inputs.k.shape
-        state = torch.zeros(batch, head, state_k, inputs.v.shape[3])
+    batch, head, _, state_k = inputs.k.shape
+    empty = torch.zeros(batch, head, state_k, inputs.v.shape[3])
+    state = empty if inputs._initial is None else inputs._initial
     return triton.forward(inputs.q, inputs.k, inputs.v, inputs.log_decay, inputs._write, scale, strict, state)
 
 

@@ -89,11 +89,11 @@ def test_traced_entries_are_the_stored_states(decay: str, write: bool, initial: 
     inputs = make_inputs(decay, write=write, initial=initial, shared=shared, pos=pos)
     states = stored_states(inputs)
     entries = [(0, 0, 0), (2, 4, 3), (1, 2, 1), (1, 2, 1), (2, 0, 3)]
-    trace = trace_entries(inputs.k, inputs.v, entries, **inputs.state_options)
+    trace = trace_entries(inputs.k, inputs.v, entries, **inputs.options)
     expected = torch.stack([states[:, :, h, i, j] for h, i, j in entries], -1)
     assert trace.shape == expected.shape == (BATCH, pos, len(entries))
     assert (trace - expected).abs().max() <= 1e-12
-    assert torch.equal(trace_entries(inputs.k, inputs.v, torch.tensor(entries), **inputs.state_options), trace)
+    assert torch.equal(trace_entries(inputs.k, inputs.v, torch.tensor(entries), **inputs.options), trace)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -104,12 +104,12 @@ def test_states_and_norms_are_the_stored_states(decay: str, write: bool, initial
     inputs = make_inputs(decay, write=write, initial=initial, shared=shared, pos=150)
     states = stored_states(inputs)
     positions = [149, 0, 70, 70, 3]
-    asked = states_at(inputs.k, inputs.v, positions, **inputs.state_options)
+    asked = states_at(inputs.k, inputs.v, positions, **inputs.options)
     assert asked.shape == (BATCH, len(positions), HEAD, STATE_K, STATE_V)
     assert (asked - states[:, positions]).abs().max() <= 1e-12
     expected = states.flatten(3).norm(dim=-1).transpose(1, 2)
     for chunk_size in (None, 7, 1):
-        norms = state_norms(inputs.k, inputs.v, **inputs.state_options, chunk_size=chunk_size)
+        norms = state_norms(inputs.k, inputs.v, **inputs.options, chunk_size=chunk_size)
         assert norms.shape == (BATCH, HEAD, 150)
         assert (norms - expected).abs().max() <= 1e-10
 
@@ -124,11 +124,11 @@ def test_views_survive_strong_decay_in_float32(decay: str) -> None:
     states = stored_states(inputs)
     small = inputs.to(torch.float32)
     tolerance = 2e-6 * states.abs().max().item()
-    trace = trace_entries(small.k, small.v, [(0, 1, 2), (2, 4, 0)], **small.state_options)
+    trace = trace_entries(small.k, small.v, [(0, 1, 2), (2, 4, 0)], **small.options)
     assert (trace.double() - torch.stack([states[:, :, 0, 1, 2], states[:, :, 2, 4, 0]], -1)).abs().max() <= tolerance
-    asked = states_at(small.k, small.v, [10, 130, 199], **small.state_options)
+    asked = states_at(small.k, small.v, [10, 130, 199], **small.options)
     assert (asked.double() - states[:, [10, 130, 199]]).abs().max() <= tolerance
-    norms = state_norms(small.k, small.v, **small.state_options)
+    norms = state_norms(small.k, small.v, **small.options)
     expected = states.flatten(3).norm(dim=-1).transpose(1, 2)
     assert ((norms.double() - expected).abs() <= 1e-5 * expected).all()
 
@@ -138,9 +138,9 @@ def test_views_of_bfloat16_inputs_are_float32(decay: str) -> None:
     inputs = make_inputs(decay, write=True, pos=50).to(torch.bfloat16)
     states = stored_states(inputs.to(torch.float64))
     tolerance = 2e-6 * states.abs().max().item()
-    trace = trace_entries(inputs.k, inputs.v, [(1, 2, 3)], **inputs.state_options)
+    trace = trace_entries(inputs.k, inputs.v, [(1, 2, 3)], **inputs.options)
     assert trace.dtype == torch.float32 and (trace[..., 0].double() - states[:, :, 1, 2, 3]).abs().max() <= tolerance
-    asked = states_at(inputs.k, inputs.v, [49], **inputs.state_options)
+    asked = states_at(inputs.k, inputs.v, [49], **inputs.options)
     assert asked.dtype == torch.float32 and (asked.double() - states[:, 49:]).abs().max() <= tolerance
     alpha = effective_pattern(inputs.q, inputs.k, **inputs.pattern_options)
     wide = inputs.to(torch.float64)
@@ -151,7 +151,7 @@ def test_views_of_bfloat16_inputs_are_float32(decay: str) -> None:
 def test_traces_carry_gradients() -> None:
     inputs = make_inputs("vector", write=True, initial=True, pos=20, batch=1)
     leaves = [x.requires_grad_() for x in inputs.tensors()[1:]]
-    trace = trace_entries(inputs.k, inputs.v, [(1, 2, 3)], **inputs.state_options)[0, 13, 0]
+    trace = trace_entries(inputs.k, inputs.v, [(1, 2, 3)], **inputs.options)[0, 13, 0]
     expected = stored_states(inputs)[0, 13, 1, 2, 3]
     for actual, wanted in zip(torch.autograd.grad(trace, leaves), torch.autograd.grad(expected, leaves), strict=True):
         assert wanted.abs().max() > 0
