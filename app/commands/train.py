@@ -203,6 +203,7 @@ def save_finished(model: Any, result: TrainingResult, out: Path, data: str) -> P
     from shutil import rmtree
 
     import models
+    from models.shipping import training_card
 
     finished = out / f"{model.architecture}-{data}"
     if finished.exists():  # of a training that was restarted, or that was complete when it was resumed
@@ -210,8 +211,7 @@ def save_finished(model: Any, result: TrainingResult, out: Path, data: str) -> P
     card = {
         "title": f"{model.architecture} trained on {data}",
         "description": f"{result.metrics['steps']} steps, {result.tokens:,} tokens of {data}.",
-        "metrics": {name: value for name, value in result.metrics.items() if name != "command"},
-        "command": result.metrics["command"],
+        **training_card(out),
     }
     return models.save(model, finished, card)
 

@@ -1,28 +1,23 @@
-"""`workbench serve`: its options reach the dashboard, and the real command answers a browser with the shipped models."""
+"""`workbench serve`: its options reach the dashboard, and the real command answers and stops."""
 
 from __future__ import annotations
 
-import os
+import inspect
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-import webbrowser
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import app.dashboard
-from app.commands.serve import free_port, open_when_ready
-from app.local_models import LocalModels
+import app.model_service
+from app.commands.serve import has_screen
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,38 +26,49 @@ ROOT = Path(__file__).resolve().parents[2]
 def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls that reach the dashboard, which is not started."""
     calls: list[dict[str, Any]] = []
+    real = inspect.signature(app.model_service.open_dashboard)
 
-    def record(store: Any, jobs: Any, models: Any, **options: Any) -> None:
-        calls.append({"root": store.root, "models": type(models), **options})
+    def record(*arguments: Any, **options: Any) -> None:
+        calls.append(dict(real.bind(*arguments, **options).arguments))
 
-    monkeypatch.setattr(app.dashboard, "serve", record)
-    for name in ("WORKBENCH_TOKEN", "DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(app.model_service, "open_dashboard", record)
+    monkeypatch.delenv("WORKBENCH_TOKEN", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
     return calls
 
 
 def test_defaults_stay_on_this_computer(workbench: Callable, served: list[dict[str, Any]]) -> None:
     assert workbench("serve").code == 0
-    expected = {"host": "127.0.0.1", "port": 8050, "token": None, "allowed_hosts": ()}
-    assert served == [expected | {"root": Path(os.environ["WORKBENCH_RUNS"]), "models": LocalModels}]
+    expected = {"host": "127.0.0.1", "port": 8050, "runs": None, "token": None}
+    assert served == [expected | {"allowed_hosts": (), "open_browser": True}]
 
 
 def test_options_reach_the_dashboard(
     workbench: Callable, served: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--host", "0.0.0.0", "--port", "8123", "--runs", tmp_path, "--name", "box", "--name", "box.local")
-    assert workbench("serve", *options, "--token", "secret").code == 0
+    options = ("--host", "0.0.0.0", "--port", "0", "--runs", tmp_path, "--name", "box", "--name", "box.local")
+    assert workbench("serve", *options, "--no-browser", "--token", "secret").code == 0
     monkeypatch.setenv("WORKBENCH_TOKEN", "from the environment")
-    assert workbench("serve", *options).code == 0
-    expected = {"host": "0.0.0.0", "port": 8123, "token": "secret", "allowed_hosts": ("box", "box.local")}
-    expected |= {"root": tmp_path, "models": LocalModels}
+    assert workbench("serve", *options, "--no-browser").code == 0
+    expected = {"host": "0.0.0.0", "port": 0, "runs": tmp_path, "token": "secret"}
+    expected |= {"allowed_hosts": ("box", "box.local"), "open_browser": False}
     assert served == [expected, expected | {"token": "from the environment"}]
 
 
-def test_port_zero_takes_a_free_one(workbench: Callable, served: list[dict[str, Any]]) -> None:
-    assert workbench("serve", "--port", "0").code == 0
-    assert 1024 < served[0]["port"] < 65536
+def test_a_port_that_is_no_port_is_a_usage_error(workbench: Callable, served: list[dict[str, Any]]) -> None:
     assert workbench("serve", "--port", "70000").code == 2
+    assert served == []
+
+
+def test_no_browser_opens_without_a_screen(
+    workbench: Callable, served: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert workbench("serve").code == 0 and served[0]["open_browser"] is False
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert has_screen()
 
 
 def test_a_public_address_without_a_token_is_refused(workbench: Callable) -> None:
@@ -77,47 +83,6 @@ def test_a_port_in_use_is_a_failure_in_words(workbench: Callable) -> None:
         port = other.getsockname()[1]
         failed = workbench("serve", "--port", port, "--no-browser")
     assert failed.code == 1 and "in use" in failed.err and "Traceback" not in failed.err
-
-
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    """A web server that answers every request with this status."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", free_port("127.0.0.1")), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.mark.parametrize("status", [200, 403])
-def test_the_browser_opens_once_the_dashboard_answers(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    opened: list[str] = []
-    done = threading.Event()
-    monkeypatch.setattr(webbrowser, "open", lambda address: (opened.append(address), done.set()))
-    monkeypatch.setenv("DISPLAY", ":0")
-    with answering(status) as address:
-        open_when_ready(address)
-        assert done.wait(10) and opened == [address]
-
-
-def test_no_browser_opens_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = threading.active_count()
-    monkeypatch.setattr(sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    open_when_ready("http://127.0.0.1:1/")
-    assert threading.active_count() == before
 
 
 def test_the_real_command_serves_a_page_and_stops_on_ctrl_c(tmp_path: Path) -> None:
