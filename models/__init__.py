@@ -7,8 +7,7 @@
 Names load on first use.
 """
 
-from importlib import import_module
-from typing import Any
+from workbench.lazy import lazy_names
 
 _HOME = {
     "load": "registry",
@@ -29,10 +28,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"models.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'models' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

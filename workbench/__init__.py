@@ -3,8 +3,7 @@
 The names below load on first use, so that `import workbench` costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from workbench.lazy import lazy_names
 
 _HOME = {
     "HookPoint": "instrument.hook_points",
@@ -31,10 +30,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"workbench.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
