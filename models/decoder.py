@@ -16,7 +16,7 @@ from torch import Tensor
 from models.configs import config_to_json
 from models.context import Context
 from workbench.instrument.errors import suggestion
-from workbench.instrument.hook_points import ACTIVE, count_call
+from workbench.instrument.hook_points import ACTIVE
 from workbench.instrument.hooked_model import HookedModel, HookList
 from workbench.instrument.states import ModelState
 from workbench.lab.tokenizers import ByteTokenizer
@@ -84,30 +84,25 @@ class Decoder(HookedModel):
         Raises:
             ValueError: tokens out of the vocabulary, too long for n_ctx, mask of a wrong shape, unknown return_type.
         """
-        count_call()
         if start_at_layer is None:
             tokens = self.to_tokens(tokens)
         context = self._context(tokens, mask, state, return_state, start_at_layer is not None)
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
-        ACTIVE.offset = context.offset
+        outer = ACTIVE.step, ACTIVE.offset  # of the run from whose hook this one is called, if any
+        ACTIVE.step, ACTIVE.offset = 0, context.offset
         try:
             x = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
             carried_out: list[dict[str, Tensor]] = []
             for step in range(self.loops):
-                if self.loops > 1:
-                    ACTIVE.step = step
+                ACTIVE.step = step
                 for layer in range(start, stop):
                     carried = None if state is None else state.layers[step * self.n_layers + layer]
                     x, out = self.blocks[layer](x, context, carried)
                     carried_out.append(out)
-            if self.loops > 1:
-                ACTIVE.step = 0
+            ACTIVE.step = 0
             output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
         finally:
-            if context.offset:
-                ACTIVE.offset = 0
-            if self.loops > 1:
-                ACTIVE.step = 0
+            ACTIVE.step, ACTIVE.offset = outer
         if not return_state:
             return output
         lengths = None if context.key_mask is None else context.key_mask.sum(1)

@@ -83,25 +83,39 @@ class ActivationCache(Mapping[str, Tensor]):
             f"Cannot look up {key!r}. Expected an address such as 'blocks.0.hook_resid_post', or (name, layer) such as ('resid_post', 0)."
         )
 
-    def by_role(self, role: str) -> dict[int | None, Tensor]:
-        """Cached tensors of one role by layer (`None` outside the blocks). Raises if the role is unknown or nothing of it was cached."""
+    def by_role(self, role: str) -> dict[Any, Tensor]:
+        """Cached tensors of one role by layer (`None` outside the blocks; `(layer, step)` where depth shares weights).
+
+        Raises:
+            UnknownHookPoint: the role is unknown, nothing of it was cached, or a layer has several (then look them up by address).
+        """
         roles = {point.role for point in self.points.values()}
         if role not in roles:
             raise UnknownHookPoint(
                 f"Unknown role {role!r}.{suggestion(role, roles)} Roles of this model: {', '.join(sorted(roles))}."
             )
-        found: dict[int | None, Tensor] = {}
-        for address, tensor in self._tensors.items():
-            point = self.point(address)
-            if point.role == role:
-                found[point.layer_index] = tensor
-        if not found:
+        addresses: dict[Any, str] = {}
+        for address in self._tensors:
+            if self.point(address).role == role:
+                depth = self.depth(address)
+                if depth in addresses:
+                    raise UnknownHookPoint(
+                        f"Role {role!r} occurs more than once at layer {depth}: {addresses[depth]!r} and {address!r}. "
+                        "Expected one; look them up by address, or cache fewer with names=."
+                    )
+                addresses[depth] = address
+        if not addresses:
             raise UnknownHookPoint(f"No hook point of role {role!r} was cached in this run.")
-        return found
+        return {depth: self._tensors[address] for depth, address in addresses.items()}
 
     def point(self, address: str) -> HookPoint:
         """The hook point that a cached address belongs to."""
         return self.points[re.sub(r"(@\d+)?(\[[^\]]*\])?$", "", address)]
+
+    def depth(self, address: str) -> Any:
+        """Layer of a cached address, `(layer, step)` where depth shares weights, None outside the blocks."""
+        point = self.point(address)
+        return point.layer_index if point.steps == 1 else (point.layer_index, int(address.split("@")[1].split("[")[0]))
 
     def stack(self, name: str) -> Tensor:
         """The same short name of every layer, stacked: [layer, ...]."""
@@ -137,7 +151,11 @@ class ActivationCache(Mapping[str, Tensor]):
             if tensor.shape[0] != 1:
                 raise HookError(f"Cannot drop the batch axis: {address!r} has batch={tensor.shape[0]}, expected 1.")
         return ActivationCache(
-            {k: t[0] for k, t in self._tensors.items()}, self.points, self.n_layers, dict(self.gradients), self.aliases
+            {k: t[0] for k, t in self._tensors.items()},
+            self.points,
+            self.n_layers,
+            {k: t[0] for k, t in self.gradients.items()},
+            self.aliases,
         )
 
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from workbench.instrument.errors import (
     HookSignatureError,
     ReadOnlyHookPoint,
 )
-from workbench.instrument.hook_points import Entry, HookPoint, unhooked
+from workbench.instrument.hook_points import ACTIVE, Entry, HookPoint, Item, unhooked, written
 
 if TYPE_CHECKING:
     from workbench.instrument.interventions import Intervention
@@ -25,32 +26,29 @@ def check_signature(function: Callable[..., Any], where: str) -> bool:
 
     Returns whether the hook point is passed by the keyword `hook`, as TransformerLens does; the second parameter may have any other name.
     """
-    if not callable(function):
-        raise HookSignatureError(
-            f"The hook for {where} is {type(function).__name__}, not a function. Expected hook(activation, hook)."
-        )
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some builtins have no signature; calling them will tell
-        return False
-    kinds = inspect.Parameter
-    positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-    needed = sum(p.default is kinds.empty for p in positional)
-    unmet = [
-        p.name for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty and p.name != "hook"
-    ]
-    keyword_hook = any(p.name == "hook" and p.kind is kinds.KEYWORD_ONLY for p in parameters) or any(
-        p.kind is kinds.VAR_KEYWORD for p in parameters
+    expected = (
+        "Expected two arguments: hook(activation, hook), where `hook` is the hook point (its .name, .layer(), .axes)."
     )
-    takes_two = variadic or len(positional) >= 2 or (len(positional) == 1 and keyword_hook)
-    if not takes_two or needed > 2 or unmet:
+    if not callable(function):
+        raise HookSignatureError(f"The hook for {where} is {type(function).__name__}, not a function. {expected}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
         raise HookSignatureError(
-            f"The hook for {where} has the signature {inspect.signature(function)}. "
-            "Expected two arguments: hook(activation, hook), where `hook` is the hook point (its .name, .layer(), .axes)."
-        )
-    named_hook = any(p.name == "hook" and p.kind is not kinds.POSITIONAL_ONLY for p in parameters)
-    return named_hook or (not variadic and len(positional) < 2)
+            f"The hook for {where}, {function!r}, does not tell its signature. {expected} Wrap it: lambda x, hook: ..."
+        ) from None
+    kinds = inspect.Parameter
+    by_keyword = any(
+        p.kind is kinds.VAR_KEYWORD or (p.name == "hook" and p.kind is not kinds.POSITIONAL_ONLY)
+        for p in signature.parameters.values()
+    )
+    for keyword in (True, False) if by_keyword else (False,):
+        try:
+            signature.bind(None, hook=None) if keyword else signature.bind(None, None)
+        except TypeError:
+            continue
+        return keyword
+    raise HookSignatureError(f"The hook for {where} has the signature {signature}. {expected}")
 
 
 def describe_shape(point: HookPoint, x: Tensor) -> str:
@@ -93,61 +91,99 @@ def check_replacement(result: Any, x: Tensor, point: HookPoint, what: str = "The
     return result
 
 
-class FunctionEntry(Entry):
-    """A user's function. It gets a copy that the model goes on with, so in-place edits work and never reach cached tensors."""
+class _CallsFunction(Entry):
+    """Shared by hooks that call a user's function: how it is called, and that it is not called from within itself."""
 
-    def __init__(self, address: str, function: Callable[..., Any], **where: Any) -> None:
-        super().__init__(address, **where)
+    def __init__(self, function: Callable[..., Any], where: str, **restriction: Any) -> None:
+        super().__init__(**restriction)
         self.function = function
-        self.by_keyword = check_signature(function, repr(address))
+        self.by_keyword = check_signature(function, where)
+
+    def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
+        """Apply, except in a model that the function itself calls (a permanent hook would call itself for ever)."""
+        return x if self in ACTIVE.running else super().fire(x, point, position)
+
+    def call(self, value: Tensor, point: HookPoint) -> Any:
+        """The function's result. An exception leaves with a note that names the hook point."""
+        with unhooked(self):
+            try:
+                return self.function(value, hook=point) if self.by_keyword else self.function(value, point)
+            except Exception as error:
+                if not torch.compiler.is_compiling():
+                    error.add_note(f"raised by the hook on {point.name!r}, whose activation is {tuple(value.shape)}")
+                raise
+
+
+class FunctionEntry(_CallsFunction):
+    """A user's function. It gets a copy and the model goes on with another, so that in-place edits work, and neither the cache
+    nor the rest of the run changes when the function writes later into a tensor that it kept."""
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Call the function and check what it returns."""
         value = x.clone()
-        fresh = 0 if torch.compiler.is_compiling() or value.is_inference() else value._version
-        with unhooked():
-            result = self.function(value, hook=point) if self.by_keyword else self.function(value, point)
         if not point.editable:
-            changed = not torch.compiler.is_compiling() and not value.is_inference() and value._version != fresh
-            if (result is not None and result is not value) or changed:
-                raise ReadOnlyHookPoint(
-                    f"{point.name!r} only reports: the hook must return None and leave the activation unchanged. "
-                    "Use a hook point whose .editable is True."
-                )
+            self._only_read(value, point)
             return x
-        if result is None or result is value:
-            return value
-        # A copy, because the caller may keep the tensor it returned and write into it later.
-        return check_replacement(result, x, point).clone()
+        result = self.call(value, point)
+        return value.clone() if result is None else check_replacement(result, x, point).clone()
+
+    def _only_read(self, value: Tensor, point: HookPoint) -> None:
+        counted = not torch.compiler.is_compiling() and not value.is_inference()
+        before = value._version if counted else 0
+        result = self.call(value, point)
+        if (result is not None and result is not value) or (counted and value._version != before):
+            raise ReadOnlyHookPoint(
+                f"{point.name!r} only reports: the hook must return None and leave the activation unchanged. "
+                "Use a hook point whose .editable is True."
+            )
 
 
 class InterventionEntry(Entry):
     """A declarative intervention. Pure by construction, so no copies are made and compiled code keeps one graph for all its values."""
 
-    def __init__(self, address: str, intervention: "Intervention", **where: Any) -> None:
-        super().__init__(address, **where)
+    def __init__(self, intervention: "Intervention", **restriction: Any) -> None:
+        super().__init__(**restriction)
         self.intervention = intervention
-
-    def touches(self, x: Tensor, point: HookPoint) -> bool:
-        """Whether the chosen heads, positions, ... occur in this call (a decoding step may hold none of them)."""
-        return torch.compiler.is_compiling() or self.intervention.touches(x, point)
+        self.unchecked: list[tuple[HookPoint, int, tuple[int, ...]]] = []  # what compiled code came across
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Apply the intervention and check that the activation kept its form."""
-        result = self.intervention.apply(x, point)
-        return check_replacement(result, x, point, what=type(self.intervention).__name__)
+        if torch.compiler.is_compiling():
+            self.unchecked.append((point, point.offset, tuple(x.shape)))
+            return check_replacement(self.intervention.apply(x, point), x, point, type(self.intervention).__name__)
+        met = self.intervention.chosen_in(tuple(x.shape), point, point.offset)
+        if met is None:  # a decoding step may hold none of the chosen positions
+            return x
+        self.met.update(met)
+        try:
+            result = self.intervention.apply(x, point)
+        except RuntimeError as error:
+            raise HookError(
+                f"{self.intervention.in_words()} cannot be applied at {point.name!r}, {describe_shape(point, x)}: {error}"
+            ) from error
+        return check_replacement(result, x, point, type(self.intervention).__name__)
+
+    def finish(self) -> None:
+        """Check what compiled code could not: whether the chosen heads and positions exist."""
+        for point, offset, shape in self.unchecked:
+            self.met.update(self.intervention.chosen_in(shape, point, offset) or ())
+        self.unchecked.clear()
+
+    def missing(self) -> list[str]:
+        """Chosen positions that occurred in no call."""
+        absent = [
+            f"{axis} {index}"
+            for axis, indices in self.intervention.bounds.items()
+            for index in indices
+            if (axis, index) not in self.met
+        ]
+        return super().missing() + absent
 
 
-class GradientEntry(Entry):
+class GradientEntry(_CallsFunction):
     """A function on the gradient of the loss with respect to the activation; it may return a replacement of the same shape."""
 
     edits = False  # the forward value is left alone
-
-    def __init__(self, address: str, function: Callable[..., Any], **where: Any) -> None:
-        super().__init__(address, **where)
-        self.function = function
-        self.by_keyword = check_signature(function, repr(address))
-        self.fired = False
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Register on the tensor's gradient."""
@@ -158,10 +194,8 @@ class GradientEntry(Entry):
             )
 
         def on_gradient(gradient: Tensor) -> Tensor | None:
-            self.fired = True
             value = gradient.clone()
-            with unhooked():
-                result = self.function(value, hook=point) if self.by_keyword else self.function(value, point)
+            result = self.call(value, point)
             if result is None or result is value:
                 return value
             return check_replacement(result, gradient, point, what="The backward hook").clone()
@@ -172,92 +206,137 @@ class GradientEntry(Entry):
         return own
 
 
+@dataclass
+class Kept:
+    """What of an activation is stored, and how. `heads` and `pos` are indices along those axes (`query` counts as `pos`)."""
+
+    heads: tuple[int, ...] | None = None
+    pos: tuple[int, ...] | slice | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    everything: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.everything = self.heads is None and self.pos is None and self.dtype is None and self.device is None
+
+    def of(self, x: Tensor, point: HookPoint) -> Tensor:
+        """The part to store. A selection is a copy, so that the whole tensor is not kept alive by its part."""
+        if self.heads is not None and "head" in point.axes:
+            x = _select(x, point, "head", self.heads, 0)
+        if self.pos is not None and not point.per_position:
+            for axis in ("pos", "query"):
+                if axis in point.axes:
+                    x = _select(x, point, axis, self.pos, point.offset)
+        dtype = self.dtype if x.is_floating_point() else None
+        return x if dtype is None and self.device is None else x.to(device=self.device, dtype=dtype)
+
+
+def _select(x: Tensor, point: HookPoint, axis: str, wanted: tuple[int, ...] | slice, first: int) -> Tensor:
+    """Keep the wanted numbers of an axis that starts at number `first` (absolute positions, where a state is carried)."""
+    dim = point.axes.index(axis)
+    end = first + x.shape[dim]
+    if isinstance(wanted, slice):
+        chosen = [i for i in range(end)[wanted] if i >= first]
+        bad = [] if chosen else [written((wanted.start or 0, wanted.stop))]
+    else:
+        chosen = [i if i >= 0 else end + i for i in wanted]
+        bad = [written(i) for i, number in zip(wanted, chosen, strict=True) if not first <= number < end]
+    if bad:
+        raise HookError(
+            f"Cannot keep {axis} {', '.join(bad)} of {point.name!r}: this run has {axis} {first}..{end - 1} "
+            "(negative numbers count from the end)."
+        )
+    return x.index_select(dim, torch.tensor(chosen, device=x.device) - first)
+
+
 class CacheEntry(Entry):
-    """Stores (a selection of) the activation. Runs after all edits at its point: the cache holds what the model went on with."""
+    """Stores activations. Runs after all edits at its points: the cache holds what the model went on with.
+
+    Args:
+        store: address -> tensor. trajectories: address -> {position: tensor}, for several positions of a per-position point.
+        kept: which part. detach: store without the autograd graph. suffix: the positions as written in the address.
+    """
 
     edits = False
 
     def __init__(
         self,
-        address: str,
-        key: str,
         store: dict[str, Tensor],
+        trajectories: dict[str, dict[int, Tensor]],
+        kept: Kept,
         *,
-        index: dict[str, Any] | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
         detach: bool = True,
-        per_step: bool = False,
-        gather: dict[str, list[tuple[int, Tensor]]] | None = None,
-        **where: Any,
+        suffix: str = "",
+        step: int | None = None,
+        positions: tuple[Item, ...] | None = None,
     ) -> None:
-        super().__init__(address, **where)
-        self.key, self.store, self.index = key, store, index or {}
-        self.dtype, self.device, self.detach, self.per_step = dtype, device, detach, per_step
-        self.gather = gather
-        self.versions: list[tuple[Tensor, int, str]] = []
+        super().__init__(step, positions)
+        self.store, self.trajectories, self.kept, self.detach, self.suffix = store, trajectories, kept, detach, suffix
+        self.single = suffix != "" and positions is not None and len(positions) == 1 and isinstance(positions[0], int)
+        self.plain = step is None and positions is None and kept.everything
+        self.versions: list[tuple[Tensor, int, HookPoint]] = []
+
+    def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
+        """As every entry; the case of storing whole activations is taken first, because it happens hundreds of times in a run."""
+        if self.plain and point.steps == 1 and position is None:
+            self.reached = True
+            value = x.detach() if self.detach and x.requires_grad else x
+            self.store[point.name] = value
+            self._note_version(value, point)
+            return x
+        return super().fire(x, point, position)
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Select, convert and store; returns the activation unchanged."""
-        value = x.detach() if self.detach else x
-        if self.index:
-            value = select(value, point, self.index)
-        if self.dtype is not None and value.is_floating_point():
-            value = value.to(self.dtype)
-        if self.device is not None:
-            value = value.to(self.device)
-        key = f"{self.key}@{point.step}" if self.per_step else self.key
-        if self.gather is not None and position is not None:
-            self.gather.setdefault(key, []).append((position, value))
-        else:
+        value = self.kept.of(x.detach() if self.detach else x, point)
+        key = address_of(point) + self.suffix
+        if position is None or self.single:
             self.store[key] = value
-        if not torch.compiler.is_compiling() and not value.is_inference():
-            self.versions.append((value, value._version, key))
+        else:
+            self.trajectories.setdefault(key, {})[position] = value
+        self._note_version(value, point)
         return x
 
+    def _note_version(self, value: Tensor, point: HookPoint) -> None:
+        if not torch.compiler.is_compiling() and not value.is_inference():
+            self.versions.append((value, value._version, point))
+
     def finish(self) -> None:
-        """Verify that nothing wrote into the stored tensors since."""
-        for value, version, key in self.versions:
+        """Verify that nothing wrote into the stored tensors since, and that no chosen position is missing between the others."""
+        for value, version, point in self.versions:
             if value._version != version:
                 raise CachedTensorChanged(
-                    f"The cached tensor {key!r} was changed in place after it had been stored, by code that kept a reference to it. "
-                    "Expected cached activations to stay as they were: work on a clone."
+                    f"The cached tensor of {point.name!r} was changed in place after it had been stored, by code that kept a "
+                    "reference to it. Expected cached activations to stay as they were: work on a clone."
                 )
         self.versions.clear()
+        if self.reached and self.missing():
+            raise HookError(
+                f"Cannot keep {', '.join(self.missing())} of a state: the run has positions 0..{ACTIVE.end - 1}."
+            )
 
 
 class GradientCapture(Entry):
-    """Keeps the activation in the graph so that a metric can be differentiated with respect to it afterwards."""
+    """Keeps activations in the graph so that a metric can be differentiated with respect to them afterwards.
+
+    `captured` receives (address, position, hook point, tensor) in the order of the run.
+    """
 
     edits = False
 
     def __init__(
-        self, address: str, key: str, kept: dict[str, Tensor], *, per_step: bool = False, **where: Any
+        self, captured: list[tuple[str, int | None, HookPoint, Tensor]], suffix: str = "", **restriction: Any
     ) -> None:
-        super().__init__(address, **where)
-        self.key, self.kept, self.per_step = key, kept, per_step
+        super().__init__(**restriction)
+        self.captured, self.suffix = captured, suffix
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Goes on with a view of its own, which requires a gradient even where every parameter is frozen."""
         own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        key = f"{self.key}@{point.step}" if self.per_step else self.key
-        self.kept[key if position is None else f"{key}[{position}]"] = own
+        self.captured.append((address_of(point) + self.suffix, position, point, own))
         return own
 
 
-def select(x: Tensor, point: HookPoint, index: dict[str, Any]) -> Tensor:
-    """Keep a part of some axes. A copy, so that the whole tensor is not kept alive by its part."""
-    for axis, wanted in index.items():
-        dim = point.axes.index(axis)
-        if isinstance(wanted, slice):
-            x = x[(slice(None),) * dim + (wanted,)]
-        else:
-            size = x.shape[dim]
-            positions = torch.as_tensor(wanted, device=x.device)
-            bad = [int(p) for p in positions if not -size <= int(p) < size]
-            if bad:
-                raise HookError(
-                    f"Cannot keep {axis} {bad} of {point.name!r}: this run has {axis} 0..{size - 1} (negative numbers count from the end)."
-                )
-            x = x.index_select(dim, positions % size)
-    return x.clone()
+def address_of(point: HookPoint) -> str:
+    """The address of the pass that is running now: `name`, or `name@step` where weights are shared over depth."""
+    return point.name if point.steps == 1 else f"{point.name}@{ACTIVE.step}"

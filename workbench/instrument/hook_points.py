@@ -1,25 +1,25 @@
 """Hook points: named places in a forward pass where a tensor can be read and replaced.
 
-A `HookPoint` is a plain slot object, not an `nn.Module`: it holds no parameters, is not in the state dict, and costs one attribute test
-when nobody watches (`if not self.watched: return x`). A module owns its hook points as attributes and calls them inline:
+A `HookPoint` is a plain slot object, not an `nn.Module`: it holds no parameters, is not in the state dict, and costs two attribute
+tests when nobody watches. A module owns its hook points as attributes and calls them inline:
 
     self.hook_q = HookPoint("query", "batch pos head d_head")
     ...
     q = self.hook_q(q)
 
-Who watches is not written on the point but in the *scope* of the running thread: a map from hook points to entries (a cache entry, an
-intervention, a function). A call, or a `with model.hooks(...)` block, enters a scope and leaves it whatever happens, so hooks of one call
-are invisible to other calls, to other threads and after an exception. Permanent hooks are the exception: they sit on the point itself.
+Who watches is not written on the point but in the running thread (`ACTIVE.entries`: hook-point number -> entries). A call, or a
+`with model.hooks(...)` block, enters a scope and leaves it whatever happens, so hooks of one call are invisible to other calls, to
+other threads and after an exception. Permanent hooks are the exception: they sit on the point itself.
 
-Words: an *entry* is one attached thing; its *address* is what the user wrote resolved to one point (`name`, `name@step`, `name[t]`);
-a *group* is everything that one written selection resolved to, and must be reached at least once.
+Words: an *entry* is one attached thing (a function, an intervention, a store); a *group* is one entry with all hook points that one
+written selection resolved to, and must be reached at least once.
 """
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,10 @@ from torch import Tensor
 from workbench.instrument.errors import HookNeverReached
 
 _uids = itertools.count()
-_watch_lock = threading.Lock()
+_permanent_lock = threading.Lock()
+
+Item = int | tuple[int, int | None]
+"""A position, or a range (start, stop) of positions; negative numbers count from the end of the call."""
 
 
 class HookPoint:
@@ -59,8 +62,6 @@ class HookPoint:
         "role",
         "steps",
         "uid",
-        "watched",
-        "watchers",
     )
 
     def __init__(
@@ -87,64 +88,52 @@ class HookPoint:
         self.layer_index: int | None = None
         self.steps = 1  # how often a run passes here (> 1 where weights are shared over depth)
         self.uid = next(_uids)
-        self.watchers = 0
-        self.watched = False
         self.permanent: tuple[Entry, ...] = ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "HookPoint":
-        """A copied model gets points of its own: hooks on the original must not fire in the copy."""
-        copy = HookPoint(
-            self.role,
-            " ".join(self.axes),
-            editable=self.editable,
-            on_demand=self.on_demand,
-            flag=self.flag,
-            gated=self.gated,
-            per_position=self.per_position,
-            meta=self.meta,
-        )
-        copy.name, copy.layer_index, copy.steps = self.name, self.layer_index, self.steps
-        memo[id(self)] = copy
-        return copy
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copied model gets points of its own, without hooks: hooks on the original must not fire in the copy."""
+        declared = {
+            "role": self.role,
+            "axes": " ".join(self.axes),
+            "editable": self.editable,
+            "on_demand": self.on_demand,
+            "flag": self.flag,
+            "gated": self.gated,
+            "per_position": self.per_position,
+            "meta": self.meta,
+        }
+        return _same_point, (declared, self.name, self.layer_index, self.steps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.watched:
+        if not ACTIVE.entries and not self.permanent:
             return x
         return self._fire(x)
 
     def _fire(self, x: Tensor) -> Tensor:
-        for entry in self.permanent:
+        entries = ACTIVE.entries.get(self.uid, ())
+        if self.permanent:
+            entries = self.permanent + entries
+        for entry in entries:
             x = entry.fire(x, self, None)
-        scope = ACTIVE.scope
-        if scope is not None:
-            for entry in scope.entries.get(self.uid, ()):
-                x = entry.fire(x, self, None)
         return x
 
     @property
     def active(self) -> bool:
         """Whether somebody watches this point in the running thread, so that it must be computed."""
-        if not self.watched:
-            return False
-        if self.permanent:
-            return True
-        scope = ACTIVE.scope
-        return scope is not None and self.uid in scope.entries
+        return self.uid in ACTIVE.entries or bool(self.permanent)
 
     def stops(self, start: int, length: int) -> list[int]:
         """Positions relative to `start`, ascending, at which a per-position point is watched in this call of `length` tokens."""
-        scope = ACTIVE.scope
-        entries = self.permanent + (scope.entries.get(self.uid, ()) if scope is not None else ())
+        ACTIVE.end = start + length
         wanted: set[int] = set()
-        for entry in entries:
+        for entry in self.permanent + ACTIVE.entries.get(self.uid, ()):
             if entry.step is None or entry.step == ACTIVE.step:
-                wanted.update(entry.wanted_positions(start, length))
+                wanted.update(entry.wanted_positions(start, start + length))
         return sorted(position - start for position in wanted)
 
     def at(self, position: int, x: Tensor) -> Tensor:
-        """Fire a per-position point for the absolute `position`."""
-        scope = ACTIVE.scope
-        for entry in self.permanent + (scope.entries.get(self.uid, ()) if scope is not None else ()):
+        """Fire a per-position point for the absolute `position`, one of `stops`."""
+        for entry in self.permanent + ACTIVE.entries.get(self.uid, ()):
             x = entry.fire(x, self, position)
         return x
 
@@ -185,37 +174,40 @@ class HookPoint:
             notes.append(f"needs {self.flag}")
         if self.per_position:
             notes.append("per position")
+        if self.steps > 1:
+            notes.append(f"{self.steps} steps")
+        if self.permanent:
+            notes.append(f"{len(self.permanent)} permanent hook{'s' if len(self.permanent) > 1 else ''}")
         return f"HookPoint({self.name or '(unnamed)'}: {'; '.join(notes)})"
 
 
-class Entry:
-    """One attached thing at one hook point. Subclasses say what happens to the tensor.
+def _same_point(declared: dict[str, Any], name: str, layer: int | None, steps: int) -> HookPoint:
+    point = HookPoint(**declared)
+    point.name, point.layer_index, point.steps = name, layer, steps
+    return point
 
-    `step` and `positions` restrict it to one pass over shared weights and to some positions of a per-position point.
-    `positions` is None for every position, or a tuple of ints and `(start, stop)` ranges as written by the user.
+
+class Entry:
+    """One attached thing. Subclasses say what happens to the tensor.
+
+    `step` and `positions` restrict it to one pass over shared weights and to some positions of per-position points
+    (None: every one). `reached` and `met` record what the runs of its scope came across.
     """
 
     edits = True
 
-    def __init__(self, address: str, step: int | None = None, positions: tuple[Any, ...] | None = None) -> None:
-        self.address = address
+    def __init__(self, step: int | None = None, positions: tuple[Item, ...] | None = None) -> None:
         self.step = step
         self.positions = positions
         self.reached = False
+        self.met: set[Any] = set()
 
     def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Apply to the tensor if this pass and position are meant."""
-        if self.step is not None and self.step != ACTIVE.step:
+        if not self.wants(position):
             return x
-        if position is not None and self.positions is not None and not self.wants(position):
-            return x
-        if self.touches(x, point):
-            self.reached = True
+        self.reached = True
         return self.apply(x, point, position)
-
-    def touches(self, x: Tensor, point: HookPoint) -> bool:
-        """Whether this entry concerns any part of `x`; a scope whose entries never touch anything is an error."""
-        return True
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """What the entry does with the tensor; returns what the model goes on with."""
@@ -224,120 +216,151 @@ class Entry:
     def finish(self) -> None:
         """Called when the scope that holds the entry is left without an exception."""
 
-    def wants(self, position: int) -> bool:
-        """Whether an absolute position is among the wanted ones."""
-        if self.positions is None:
+    def wants(self, position: int | None) -> bool:
+        """Whether this step, and for a per-position point this absolute position, is meant."""
+        if self.step is not None and self.step != ACTIVE.step:
+            return False
+        if position is None or self.positions is None:
             return True
-        for item in self.positions:
-            if (isinstance(item, int) and item == position) or (
-                isinstance(item, tuple) and item[0] <= position and (item[1] is None or position < item[1])
-            ):
-                return True
-        return position in self._resolved
+        matching = [item for item in self.positions if _contains(item, position, ACTIVE.end)]
+        self.met.update(matching)
+        return bool(matching)
 
-    _resolved: frozenset[int] = frozenset()
-
-    def wanted_positions(self, start: int, length: int) -> Iterable[int]:
-        """Absolute positions in `[start, start + length)` that this entry wants. Negative ones count from this call's end."""
-        stop = start + length
+    def wanted_positions(self, start: int, end: int) -> Iterable[int]:
+        """The absolute positions in `[start, end)`, a whole call, that this entry wants."""
         if self.positions is None:
-            return range(start, stop)
-        negative = {stop + item for item in self.positions if isinstance(item, int) and item < 0}
-        self._resolved = self._resolved | frozenset(negative)
-        return [position for position in range(start, stop) if self.wants(position)]
+            return range(start, end)
+        return [p for p in range(start, end) if any(_contains(item, p, end) for item in self.positions)]
+
+    def missing(self) -> list[str]:
+        """Parts of the selection that no run came across, in words."""
+        absent = [item for item in self.positions or () if item not in self.met]
+        return [f"position {written(item)}" for item in absent]
 
 
-@dataclass
+def _contains(item: Item, position: int, end: int) -> bool:
+    if isinstance(item, int):
+        return position == (item if item >= 0 else end + item)
+    start, stop = item
+    start = start if start >= 0 else end + start
+    stop = end if stop is None else stop if stop >= 0 else end + stop
+    return start <= position < stop
+
+
+def written(item: Item) -> str:
+    """`3` or `3:10`, as in an address."""
+    return str(item) if isinstance(item, int) else f"{item[0] or ''}:{'' if item[1] is None else item[1]}"
+
+
+@dataclass(frozen=True)
 class Group:
-    """Everything one written selection resolved to; it must be reached at least once."""
+    """An entry with everything that one written selection resolved to; it must be reached at least once."""
 
     description: str
-    entries: list[Entry]
-    points: list[HookPoint]
+    entry: Entry
+    points: Sequence[HookPoint]
 
     def check_reached(self) -> None:
-        """Raise `HookNeverReached` if no entry of the group fired."""
-        if self.entries and not any(entry.reached for entry in self.entries):
-            places = ", ".join(repr(entry.address) for entry in self.entries[:3])
-            more = f" and {len(self.entries) - 3} more" if len(self.entries) > 3 else ""
+        """Raise `HookNeverReached` if the entry never fired, or if some of the chosen positions never occurred."""
+        if not self.points:
+            return
+        advice = "check stop_at_layer / start_at_layer, the step and the positions, or pass strict=False."
+        missing = self.entry.missing()
+        if not self.entry.reached:
+            places = ", ".join(repr(point.name) for point in self.points[:3])
+            more = f" and {len(self.points) - 3} more" if len(self.points) > 3 else ""
+            where = f" ({', '.join(missing)})" if missing else ""
             raise HookNeverReached(
-                f"The hook on {self.description} was attached to {places}{more} but the run never reached it. Expected it to fire at "
-                "least once: check stop_at_layer / start_at_layer, the step and the positions, or pass strict=False."
+                f"The hook on {self.description} was attached to {places}{more}, but no run reached it{where}. "
+                f"Expected it to fire at least once: {advice}"
+            )
+        if missing:
+            raise HookNeverReached(
+                f"The hook on {self.description} fired, but {', '.join(missing)} never occurred in the run. "
+                f"Expected every chosen part to occur: {advice}"
             )
 
 
-@dataclass
-class Scope:
-    """What is attached in a thread: entries by hook point, on top of the enclosing scope's."""
-
-    entries: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
-    groups: list[Group] = field(default_factory=list)
-    strict: bool = True
-    called: bool = False
-    parent: "Scope | None" = None
-
-
 class _Active(threading.local):
-    """What the running thread is doing. `step` and `offset` are set by the model while it runs."""
+    """What the running thread is doing. `entries` are those of all open scopes, by hook-point number.
 
-    scope: Scope | None = None
+    The model sets `step` and `offset` while it runs; `end` is the position after the last token of a call, for negative positions;
+    `running` are the entries whose functions are being called now.
+    """
+
+    entries: Mapping[int, tuple[Entry, ...]] = {}
+    scopes: tuple[Sequence[Group], ...] = ()
     step: int = 0
     offset: int = 0
+    end: int = 0
+    running: tuple[Entry, ...] = ()
 
 
 ACTIVE = _Active()
 
 
-def watch(points: Iterable[HookPoint], change: int) -> None:
-    """Count watchers up or down; `watched` is the cheap flag that the forward pass tests."""
-    with _watch_lock:
-        for point in points:
-            point.watchers += change
-            point.watched = point.watchers > 0
-
-
 @contextmanager
-def entered(groups: list[Group], strict: bool = True) -> Iterator[Scope]:
-    """Attach groups for the running thread. Cache entries (which do not edit) always run after edits at the same point."""
-    parent = ACTIVE.scope
-    entries: dict[int, tuple[Entry, ...]] = dict(parent.entries) if parent is not None else {}
-    for group in groups:
-        for point, entry in zip(group.points, group.entries, strict=True):
-            entries[point.uid] = tuple(sorted((*entries.get(point.uid, ()), entry), key=lambda e: not e.edits))
-    scope = Scope(entries, groups, strict, parent=parent)
-    points = [point for group in groups for point in group.points]
-    watch(points, +1)
-    ACTIVE.scope = scope
+def entered(groups: Sequence[Group], strict: bool = True) -> Iterator[None]:
+    """Attach groups for the running thread until the block is left; then verify that each was reached (if `strict`)."""
+    scope = list(groups)  # an object of its own, so that it is recognised when it leaves
+    entries, scopes = ACTIVE.entries, ACTIVE.scopes
     try:
-        yield scope
-        if strict and scope.called:
+        ACTIVE.entries, ACTIVE.scopes = _merged(entries, scope), (*scopes, scope)
+        yield
+        for group in groups:
+            group.entry.finish()
+        if strict:
             for group in groups:
                 group.check_reached()
-        for group in groups:
-            for entry in group.entries:
-                entry.finish()
     finally:
-        ACTIVE.scope = parent
-        watch(points, -1)
+        if len(ACTIVE.scopes) == len(scopes) + 1 and ACTIVE.scopes[-1] is scope:
+            ACTIVE.entries, ACTIVE.scopes = entries, scopes
+        else:  # blocks left in another order than entered (generators, exit stacks): take out this one only
+            ACTIVE.scopes = tuple(other for other in ACTIVE.scopes if other is not scope)
+            ACTIVE.entries = {}
+            for other in ACTIVE.scopes:
+                ACTIVE.entries = _merged(ACTIVE.entries, other)
+
+
+def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -> dict[int, tuple[Entry, ...]]:
+    """Entries by hook point with those of `groups` added. Edits run in the order attached, and before entries that only read."""
+    merged = dict(entries)
+    for group in groups:
+        alone = (group.entry,)
+        for point in group.points:
+            others = merged.get(point.uid)
+            if others is None:
+                merged[point.uid] = alone
+            elif group.entry.edits:
+                edits = tuple(entry for entry in others if entry.edits)
+                merged[point.uid] = edits + alone + tuple(entry for entry in others if not entry.edits)
+            else:
+                merged[point.uid] = others + alone
+    return merged
+
+
+def attach_permanently(groups: Iterable[Group]) -> None:
+    """Add entries to the points themselves, for every thread."""
+    with _permanent_lock:
+        for group in groups:
+            for point in group.points:
+                point.permanent = (*point.permanent, group.entry)
+
+
+def detach_permanently(groups: Iterable[Group]) -> None:
+    """Take entries off the points again; harmless where they are off already."""
+    with _permanent_lock:
+        for group in groups:
+            for point in group.points:
+                point.permanent = tuple(entry for entry in point.permanent if entry is not group.entry)
 
 
 @contextmanager
-def unhooked() -> Iterator[None]:
+def unhooked(entry: Entry) -> Iterator[None]:
     """While a hook function runs, models that it calls run without the hooks of the call that it belongs to."""
-    scope, step, offset = ACTIVE.scope, ACTIVE.step, ACTIVE.offset
-    ACTIVE.scope = None
+    before = ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running
+    ACTIVE.entries, ACTIVE.scopes, ACTIVE.running = {}, (), (*ACTIVE.running, entry)
     try:
         yield
     finally:
-        ACTIVE.scope, ACTIVE.step, ACTIVE.offset = scope, step, offset
-
-
-def count_call() -> None:
-    """Tell the enclosing scopes that a forward pass ran inside them."""
-    scope = ACTIVE.scope
-    while scope is not None:
-        scope.called = True
-        scope = scope.parent
-
-
-HookFunction = Callable[..., Tensor | None]
+        ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running = before

@@ -18,12 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from workbench.instrument.cache import ActivationCache
-from workbench.instrument.entries import CacheEntry, FunctionEntry, GradientCapture, GradientEntry, InterventionEntry
+from workbench.instrument.caching import by_positions, check_used, gradients_at, one_of, over_time, part_from
+from workbench.instrument.entries import (
+    CacheEntry,
+    FunctionEntry,
+    GradientCapture,
+    GradientEntry,
+    InterventionEntry,
+    Kept,
+)
 from workbench.instrument.errors import HookError, HookSignatureError, ReadOnlyHookPoint, UnknownHookPoint, suggestion
-from workbench.instrument.hook_points import Entry, Group, HookPoint, Scope, entered, watch
+from workbench.instrument.hook_points import Group, HookPoint, attach_permanently, detach_permanently, entered
 from workbench.instrument.interventions import EditState, Intervention
 from workbench.instrument.patterns import Pattern
-from workbench.instrument.selection import HookPoints, Select, Selected, Selection
+from workbench.instrument.selection import HookPoints, Select, Selected, Selection, as_indices
 from workbench.instrument.states import StateReading, absolute_positions
 
 HookList = Sequence[Any] | Intervention
@@ -50,16 +58,12 @@ class Mixer(Protocol):
 class HookHandle:
     """Takes a permanent hook off again."""
 
-    def __init__(self, attached: list[tuple[HookPoint, Entry]]) -> None:
-        self._attached = attached
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
 
     def remove(self) -> None:
         """Detach; harmless if already detached."""
-        for point, entry in self._attached:
-            if entry in point.permanent:
-                point.permanent = tuple(e for e in point.permanent if e is not entry)
-                watch([point], -1)
-        self._attached = []
+        detach_permanently(self._groups)
 
 
 class HookedModel(nn.Module):
@@ -105,16 +109,6 @@ class HookedModel(nn.Module):
                     value.layer_index = int(layer[1]) if layer else None
                     points[value.name] = value
         self.hook_points = HookPoints(points, self.n_layers, self.switches, self.hook_aliases())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModel":
-        import copy
-
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        for key, value in self.__dict__.items():
-            twin.__dict__[key] = copy.deepcopy(value, memo)
-        twin.name_hook_points()
-        return twin
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
@@ -168,32 +162,41 @@ class HookedModel(nn.Module):
             if isinstance(function, Intervention):
                 groups.extend(self._intervention_groups(function, selection))
                 continue
+            kind = GradientEntry if backward else FunctionEntry
             for description, selected in self.hook_points.resolve(selection):
-                kind = GradientEntry if backward else FunctionEntry
-                entries: list[Entry] = [kind(s.address, function, step=s.step, positions=s.positions) for s in selected]
-                groups.append(Group(description, entries, [s.point for s in selected]))
+                first = selected[0]
+                entry = kind(function, description, step=first.step, positions=first.positions)
+                groups.append(Group(description, entry, [s.point for s in selected]))
         return groups
 
     def _intervention_groups(self, intervention: Intervention, selection: Selection | None = None) -> list[Group]:
         selection = intervention.targets(self.hook_points) if selection is None else selection
         groups = []
         for description, selected in self.hook_points.resolve(selection):
-            entries: list[Entry] = []
             for s in selected:
-                if not s.point.editable:
-                    raise ReadOnlyHookPoint(
-                        f"{type(intervention).__name__} cannot edit {s.point.name!r}: it only reports. "
-                        f"Editable points of this layer include "
-                        f"{[p.name for p in self.hook_points.points.values() if p.editable and p.layer_index == s.point.layer_index][:3]}."
-                    )
+                self._check_editable(s.point, type(intervention).__name__)
                 intervention.check(s.point)
-                positions = s.positions
-                if isinstance(intervention, EditState) and s.point.per_position and positions is None:
-                    positions = intervention.after_positions
-                entries.append(InterventionEntry(s.address, intervention, step=s.step, positions=positions))
+            step, positions = selected[0].step, selected[0].positions
+            if isinstance(intervention, EditState) and intervention.after_positions is not None:
+                if positions is not None:
+                    raise HookError(
+                        f"EditState has both after={intervention.after} and the positions of {description}. Expected one."
+                    )
+                positions = intervention.after_positions
             part = "".join(f", {axis} {list(i)}" for axis, i in intervention.bounds.items())
-            groups.append(Group(description + part, entries, [s.point for s in selected]))
+            entry = InterventionEntry(intervention, step=step, positions=positions)
+            groups.append(Group(f"{description}{part}", entry, [s.point for s in selected]))
         return groups
+
+    def _check_editable(self, point: HookPoint, what: str) -> None:
+        if not point.editable:
+            others = [
+                p.name for p in self.hook_points.points.values() if p.editable and p.layer_index == point.layer_index
+            ]
+            raise ReadOnlyHookPoint(
+                f"{what} cannot edit {point.name!r}: it only reports.{suggestion(point.name, others)} "
+                f"Editable hook points of this layer include {', '.join(others[:3])}."
+            )
 
     @contextmanager
     def hooks(
@@ -234,13 +237,8 @@ class HookedModel(nn.Module):
     def add_hook(self, selection: Selection, function: Any, *, backward: bool = False) -> HookHandle:
         """Attach for all calls of all threads until `handle.remove()` or `reset_hooks()`."""
         groups = self._groups([(selection, function)], backward)
-        attached = [
-            (point, entry) for group in groups for point, entry in zip(group.points, group.entries, strict=True)
-        ]
-        for point, entry in attached:
-            point.permanent = (*point.permanent, entry)
-            watch([point], +1)
-        return HookHandle(attached)
+        attach_permanently(groups)
+        return HookHandle(groups)
 
     def list_hooks(self) -> dict[str, int]:
         """Permanent hooks attached, by hook-point name."""
@@ -249,7 +247,6 @@ class HookedModel(nn.Module):
     def reset_hooks(self) -> None:
         """Take off all permanent hooks. Hooks of calls and `with` blocks need no resetting: they leave with them."""
         for point in self.hook_points.points.values():
-            watch([point], -len(point.permanent))
             point.permanent = ()
 
     # ------------------------------------------------------------------ caching
@@ -291,63 +288,35 @@ class HookedModel(nn.Module):
         Returns:
             The call's output and an `ActivationCache`.
         """
-        names = names if names is not None else names_filter
-        positions = positions if positions is not None else pos_slice
-        if isinstance(positions, int):
-            positions = [positions]
+        names = one_of("names", names, "names_filter", names_filter)
+        positions = one_of("positions", positions, "pos_slice", pos_slice)
+        chosen = positions if positions is None or isinstance(positions, slice) else as_indices(positions, "positions")
+        kept = Kept(None if heads is None else as_indices(heads, "heads"), chosen, dtype, device)
+        backward = gradients_of is not None or incl_bwd
         store: dict[str, Tensor] = {}
-        kept: dict[str, Tensor] = {}
-        gather: dict[str, list[tuple[int, Tensor]]] = {}
+        trajectories: dict[str, dict[int, Tensor]] = {}
+        captured: list[tuple[str, int | None, HookPoint, Tensor]] = []
         groups: list[Group] = []
         for description, selected in self._cache_selection(names, role, layers):
-            entries: list[Entry] = []
-            for s in selected:
-                where = {"step": s.step, "positions": s.positions}
-                per_step = s.point.steps > 1 and s.step is None
-                index = self._index(s.point, heads, positions)
-                single = s.positions is not None and len(s.positions) == 1 and isinstance(s.positions[0], int)
-                if s.point.per_position and s.positions is None and positions is not None:
-                    where["positions"] = _as_items(positions)
-                entries.append(
-                    CacheEntry(
-                        s.address,
-                        s.address,
-                        store,
-                        index=index,
-                        dtype=dtype,
-                        device=device,
-                        detach=detach,
-                        per_step=per_step,
-                        gather=gather if s.point.per_position and not single else None,
-                        **where,
-                    )
-                )
-            groups.append(Group(description, entries, [s.point for s in selected]))
-            if gradients_of is not None or incl_bwd:
-                captures: list[Entry] = [
-                    GradientCapture(
-                        s.address,
-                        s.address,
-                        kept,
-                        per_step=s.point.steps > 1 and s.step is None,
-                        step=s.step,
-                        positions=s.positions,
-                    )
-                    for s in selected
-                ]
-                groups.insert(0, Group(description, captures, [s.point for s in selected]))
-        _check_used(groups, heads, positions)
+            points, first = [s.point for s in selected], selected[0]
+            for part, where in by_positions(points, first.positions, chosen):
+                at: dict[str, Any] = {"step": first.step, "positions": where, "suffix": first.suffix}
+                if backward:
+                    groups.append(Group(description, GradientCapture(captured, **at), part))
+                groups.append(Group(description, CacheEntry(store, trajectories, kept, detach=detach, **at), part))
+        check_used(groups, heads, positions)
         gradients: dict[str, Tensor] = {}
-        with entered(self._groups(hooks), strict), entered(groups, strict):
-            if gradients_of is None and not incl_bwd:
-                output = self(*args, **kwargs)
-            else:
+        with entered([*self._groups(hooks), *groups], strict):
+            if backward:
                 with torch.enable_grad():
                     output = self(*args, **kwargs)
                     metric = gradients_of(output) if gradients_of is not None else output
-                    gradients = _gradients(metric, kept)
-        for key, pieces in gather.items():
-            store[key] = torch.stack([value for _, value in sorted(pieces, key=lambda piece: piece[0])], dim=1)
+                gradients = gradients_at(metric, captured, kept, store, retain_graph=not detach)
+            else:
+                output = self(*args, **kwargs)
+        for address, by_position in trajectories.items():
+            store[address] = over_time(by_position)
+        part_from(store, (args, kwargs, output))
         cache = ActivationCache(store, self.hook_points.points, self.n_layers, gradients, self.hook_points.aliases)
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
@@ -356,9 +325,6 @@ class HookedModel(nn.Module):
     ) -> list[tuple[str, list[Selected]]]:
         if names is None and role is None and layers is None:
             return [("every hook point", self.hook_points.default())]
-        if names is None and role is None:
-            inside = {s.point.name for s in self.hook_points.resolve(Select(layer=layers))[0][1]}
-            return [(f"layers {layers}", [s for s in self.hook_points.default() if s.point.name in inside])]
         groups = self.hook_points.resolve(names if names is not None else Select(role=role, layer=layers))
         if names is None or (role is None and layers is None):
             return groups
@@ -370,17 +336,6 @@ class HookedModel(nn.Module):
                     f"{description} and {Select(role=role, layer=layers)} have no hook point in common."
                 )
         return filtered
-
-    @staticmethod
-    def _index(point: HookPoint, heads: Any, positions: Any) -> dict[str, Any]:
-        index: dict[str, Any] = {}
-        if heads is not None and "head" in point.axes:
-            index["head"] = [heads] if isinstance(heads, int) else list(heads)
-        if positions is not None and not point.per_position:
-            for axis in ("pos", "query"):
-                if axis in point.axes:
-                    index[axis] = positions if isinstance(positions, slice) else list(positions)
-        return index
 
     # ------------------------------------------------- patterns and states
 
@@ -398,8 +353,7 @@ class HookedModel(nn.Module):
         for address, values in cache.items():
             point = cache.point(address)
             assert point.layer_index is not None
-            key = point.layer_index if point.steps == 1 else (point.layer_index, int(address.rpartition("@")[2]))
-            result[key] = Pattern(values, point.meta, point.layer_index, address)
+            result[cache.depth(address)] = Pattern(values, point.meta, point.layer_index, address)
         return result
 
     def states(
@@ -414,7 +368,7 @@ class HookedModel(nn.Module):
         tokens = self.to_tokens(tokens)
         wanted = absolute_positions(positions, tokens.shape[1])
         _, cache = self.run_with_cache(tokens, names=Select(role="state", layer=layers), positions=wanted, **kwargs)
-        return StateReading(wanted, {cache.point(a).layer_index or 0: t for a, t in cache.items()})
+        return StateReading(wanted, cache.by_role("state"))
 
     def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, int, int]], **kwargs: Any) -> Tensor:
         """Chosen entries `(head, i, j)` of one layer's state after every token, exactly, in O(tokens x entries) time and memory.
@@ -474,40 +428,4 @@ def heads_first(x: Tensor, point: HookPoint) -> Tensor:
     return x if head else x.unsqueeze(1)
 
 
-def _as_items(positions: Any) -> tuple[Any, ...] | None:
-    if isinstance(positions, slice):
-        if positions.step not in (None, 1):
-            raise HookError("positions: a slice with a step cannot select states; give the positions as a list.")
-        if positions.start is None and positions.stop is None:
-            return None
-        return ((positions.start or 0, positions.stop),)
-    return tuple(int(p) for p in positions)
-
-
-def _check_used(groups: list[Group], heads: Any, positions: Any) -> None:
-    """A `heads` or `positions` argument that concerns none of the selected points would silently do nothing."""
-    points = [point for group in groups for point in group.points]
-    if heads is not None and not any("head" in point.axes for point in points):
-        raise HookError(
-            f"heads={heads!r} concerns none of the selected hook points: none has a 'head' axis ({points[0].name!r}: {points[0].axes})."
-        )
-    if positions is not None and not any(p.per_position or {"pos", "query"} & set(p.axes) for p in points):
-        raise HookError(f"positions={positions!r} concerns none of the selected hook points: none has a position axis.")
-
-
-def _gradients(metric: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not isinstance(metric, Tensor) or metric.numel() != 1:
-        shape = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
-        raise HookError(
-            f"Gradients need a scalar; got {shape}. Expected gradients_of to return one number (or return_type='loss')."
-        )
-    if not metric.requires_grad:
-        raise HookError("Gradients were asked for, but the metric does not depend on any cached activation.")
-    gradients = torch.autograd.grad(metric, list(kept.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(x) if gradient is None else gradient
-        for (name, x), gradient in zip(kept.items(), gradients, strict=True)
-    }
-
-
-__all__ = ["HookHandle", "HookedModel", "Mixer", "Scope"]
+__all__ = ["HookHandle", "HookedModel", "Mixer"]

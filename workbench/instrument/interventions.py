@@ -1,180 +1,34 @@
-"""Interventions: small declarative objects that change a run, are written to JSON + safetensors, and drawn from there.
-
-Each names the hook points it changes (`point`: an address, a glob or a `Select`), the part of them (`heads`, `positions`, or
-`at` for any axis by name), and carries its numbers in tensor fields. `apply` is pure and branch-free over those tensors, so
-compiled models keep one graph for all their values. Positions are absolute: inside `generate` they mean the position in the
-whole sequence; negative ones count from the end of the call.
-"""
+"""The interventions, and their files. What they share (choosing heads and positions, JSON) is in `intervention.py`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
-from workbench.instrument.selection import HookPoints, Select, Selection
+from workbench.instrument.intervention import KINDS, Intervention, fitting
+from workbench.instrument.selection import HookPoints, Select, Selection, as_indices
 
-KINDS: dict[str, type["Intervention"]] = {}
-
-
-def _indices(wanted: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if wanted is None else (wanted,) if isinstance(wanted, int) else tuple(int(i) for i in wanted)
-
-
-@dataclass
-class Intervention:
-    """Base of all interventions.
-
-    Args:
-        point: what to change: an address, a glob, or `Select(role=..., layer=...)`.
-        heads: only these heads. positions: only these positions. at: further axes by name, e.g. `{"neuron": [3, 17]}`.
-    """
-
-    point: str | Select
-    heads: int | Sequence[int] | None = field(default=None, kw_only=True)
-    positions: int | Sequence[int] | None = field(default=None, kw_only=True)
-    at: Mapping[str, int | Sequence[int]] | None = field(default=None, kw_only=True)
-
-    edits_in_place_of: ClassVar[str] = "the activation"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        KINDS[cls.__name__] = cls
-
-    def __post_init__(self) -> None:
-        self.where: dict[str, Tensor] = {}
-        self.bounds: dict[str, tuple[int, ...]] = {}
-        chosen = {"head": self.heads, "pos": self.positions, **(self.at or {})}
-        for axis, wanted in chosen.items():
-            indices = _indices(wanted)
-            if indices is not None:
-                if not indices:
-                    raise HookError(
-                        f"{type(self).__name__}: an empty list of {axis} selects nothing. Expected at least one index."
-                    )
-                self.bounds[axis] = indices
-                self.where[axis] = torch.tensor(indices)
-
-    def targets(self, points: HookPoints) -> Selection:
-        """The selection of hook points to attach to."""
-        return self.point
-
-    def check(self, point: HookPoint) -> None:
-        """Raise if the intervention cannot be attached to this hook point."""
-        for axis in self.where:
-            if axis not in point.axes:
-                raise HookError(
-                    f"{type(self).__name__} on {point.name!r} selects by {axis!r}, but its axes are {' '.join(point.axes)}."
-                    f"{suggestion(axis, point.axes)}"
-                )
-
-    def touches(self, x: Tensor, point: HookPoint) -> bool:
-        """Whether the chosen indices occur in `x`. Raises for indices that can never occur (a head number too high)."""
-        for axis, indices in self.bounds.items():
-            size = x.shape[point.axes.index(axis)]
-            start = point.offset if axis in ("pos", "query") else 0
-            inside = [start <= i < start + size or -size <= i < 0 for i in indices]
-            if axis not in ("pos", "query", "key") and not all(inside):
-                bad = [i for i, ok in zip(indices, inside, strict=True) if not ok]
-                raise HookError(f"{type(self).__name__} on {point.name!r}: {axis} {bad} is out of range 0..{size - 1}.")
-            if not any(inside):
-                return False
-        return True
-
-    def mask(self, x: Tensor, point: HookPoint) -> Tensor | None:
-        """True where the intervention applies, broadcastable to `x`; None for everywhere."""
-        mask: Tensor | None = None
-        for axis, wanted in self.where.items():
-            dim = point.axes.index(axis)
-            size = x.shape[dim]
-            start = point.offset if axis in ("pos", "query") else 0
-            wanted = wanted.to(x.device)
-            absolute = torch.where(wanted < 0, wanted + start + size, wanted)
-            here = torch.arange(start, start + size, device=x.device)
-            hit = (here[:, None] == absolute[None, :]).any(-1)
-            hit = hit.view([size if d == dim else 1 for d in range(x.dim())])
-            mask = hit if mask is None else mask & hit
-        return mask
-
-    def where_chosen(self, x: Tensor, point: HookPoint, new: Tensor) -> Tensor:
-        """`new` at the chosen places and `x` elsewhere."""
-        mask = self.mask(x, point)
-        return new if mask is None else torch.where(mask, new, x)
-
-    def apply(self, x: Tensor, point: HookPoint) -> Tensor:
-        """The changed activation: same shape, dtype and device."""
-        raise TypeError(f"{type(self).__name__} does not say what it does")
-
-    def in_words(self) -> str:
-        """One line for people."""
-        part = "".join(f", {axis} {list(indices)}" for axis, indices in self.bounds.items())
-        return f"{type(self).__name__} {self.point}{part}"
-
-    def to_json(self, tensors: dict[str, Tensor] | None = None, prefix: str = "") -> dict[str, Any]:
-        """Plain data; tensor fields go into `tensors` under `prefix + field` and are replaced by a reference."""
-        record: dict[str, Any] = {"type": type(self).__name__}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is None:
-                continue
-            record[item.name] = _encode(value, f"{prefix}{item.name}", tensors)
-        return record
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> "Intervention":
-        """Rebuild from `to_json`'s data."""
-        kind = record.get("type")
-        if kind not in KINDS:
-            raise HookError(
-                f"Unknown intervention type {kind!r}.{suggestion(str(kind), KINDS)} Known: {', '.join(sorted(KINDS))}."
-            )
-        known = {item.name for item in fields(KINDS[kind])}
-        unknown = set(record) - known - {"type"}
-        if unknown:
-            name = sorted(unknown)[0]
-            raise HookError(
-                f"{kind} has no field {name!r}.{suggestion(name, known)} Its fields are: {', '.join(sorted(known))}."
-            )
-        return KINDS[kind](**{k: _decode(v, tensors or {}) for k, v in record.items() if k != "type"})
-
-
-def _encode(value: Any, name: str, tensors: dict[str, Tensor] | None) -> Any:
-    if isinstance(value, Tensor):
-        if tensors is None:
-            return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-        tensors[name] = value.detach().cpu().contiguous()
-        return {"stored": name}
-    if isinstance(value, Select):
-        return {"select": {k: v for k, v in vars(value).items() if v is not None}}
-    if isinstance(value, Mapping):
-        return {"map": {k: _encode(v, f"{name}.{k}", tensors) for k, v in value.items()}}
-    if isinstance(value, (list, tuple, range)):
-        return [_encode(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
-    return value
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(v, tensors) for v in value]
-    if isinstance(value, Mapping):
-        if "stored" in value:
-            if value["stored"] not in tensors:
-                raise HookError(
-                    f"The tensor {value['stored']!r} of this intervention is missing.{suggestion(value['stored'], tensors)}"
-                )
-            return tensors[value["stored"]]
-        if "tensor" in value:
-            return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
-        if "select" in value:
-            return Select(**value["select"])
-        if "map" in value:
-            return {k: _decode(v, tensors) for k, v in value["map"].items()}
-    return value
+__all__ = [
+    "KINDS",
+    "Ablate",
+    "BlockEdge",
+    "EditPattern",
+    "EditState",
+    "FreezeNorm",
+    "Intervention",
+    "Patch",
+    "Project",
+    "Scale",
+    "Steer",
+    "load_interventions",
+    "save_interventions",
+]
 
 
 def save_interventions(interventions: Iterable[Intervention], stem: str | Path) -> tuple[Path, Path]:
@@ -209,17 +63,20 @@ class Ablate(Intervention):
 
     value: str | Tensor = "zero"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.value, Tensor) and self.value not in ("zero", "mean"):
+            raise HookError(f"Ablate: value is {self.value!r}; expected 'zero', 'mean' or a tensor.")
+
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The ablated activation."""
         if isinstance(self.value, Tensor):
-            new = self.value.to(x).expand_as(x)
+            new = fitting(self.value, x, point, self)
         elif self.value == "zero":
             new = torch.zeros_like(x)
-        elif self.value == "mean":
+        else:
             dims = [d for d, axis in enumerate(point.axes) if axis in ("batch", "pos", "query")]
             new = x.mean(dims, keepdim=True).expand_as(x)
-        else:
-            raise HookError(f"Ablate: value is {self.value!r}; expected 'zero', 'mean' or a tensor.")
         return self.where_chosen(x, point, new)
 
 
@@ -235,7 +92,7 @@ class Scale(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The scaled activation."""
-        return self.where_chosen(x, point, x * torch.as_tensor(self.factor).to(x))
+        return self.where_chosen(x, point, x * fitting(torch.as_tensor(self.factor), x, point, self))
 
 
 @dataclass
@@ -244,20 +101,17 @@ class Patch(Intervention):
 
     value: Tensor | None = None
 
-    def apply(self, x: Tensor, point: HookPoint) -> Tensor:
-        """The patched activation."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.value is None:
             raise HookError(
-                f"Patch on {point.name!r} has no value. Expected a tensor, e.g. clean_cache[{point.name!r}]."
+                f"Patch on {self.point!r} has no value. Expected a tensor, e.g. clean_cache[{self.point!r}]."
             )
-        try:
-            new = self.value.to(x).expand_as(x)
-        except RuntimeError:
-            raise HookError(
-                f"Patch on {point.name!r}: a value of shape {tuple(self.value.shape)} does not fit the activation, "
-                f"{tuple(x.shape)} with axes {' '.join(point.axes)}."
-            ) from None
-        return self.where_chosen(x, point, new)
+
+    def apply(self, x: Tensor, point: HookPoint) -> Tensor:
+        """The patched activation."""
+        assert self.value is not None
+        return self.where_chosen(x, point, fitting(self.value, x, point, self))
 
 
 @dataclass
@@ -276,7 +130,8 @@ class Steer(Intervention):
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The steered activation."""
         assert self.direction is not None
-        return self.where_chosen(x, point, x + torch.as_tensor(self.coefficient).to(x) * self.direction.to(x))
+        added = torch.as_tensor(self.coefficient).to(x) * self.direction.to(x)
+        return self.where_chosen(x, point, x + fitting(added, x, point, self))
 
 
 @dataclass
@@ -324,15 +179,27 @@ class EditPattern(Intervention):
         if not self.point:
             self.point = Select(role="pattern", layer=self.layer)
         super().__post_init__()
-        for axis, wanted in {"query": self.queries, "key": self.keys}.items():
-            indices = _indices(wanted)
-            if indices is not None:
-                self.bounds[axis], self.where[axis] = indices, torch.tensor(indices)
+        self.queries = self._choose("query", self.queries)
+        self.keys = self._choose("key", self.keys)
         self.value = torch.as_tensor(self.value)
+
+    def check(self, point: HookPoint) -> None:
+        """Refuse what is no pattern."""
+        super().check(point)
+        if point.axes[-2:] != ("query", "key"):
+            raise HookError(
+                f"{type(self).__name__} edits patterns (axes batch head query key); {point.name!r} has axes {' '.join(point.axes)}."
+            )
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited pattern."""
-        edited = self.where_chosen(x, point, torch.as_tensor(self.value).to(x).expand_as(x))
+        if x.shape[-1] != point.offset + x.shape[-2]:
+            raise HookError(
+                f"{type(self).__name__} on {point.name!r}: this call continues a state, and the pattern holds only the call's own "
+                f"{x.shape[-1]} of {point.offset + x.shape[-2]} tokens, so reading from earlier ones cannot be edited. "
+                "Expected the whole sequence in one call (generate with use_state=False)."
+            )
+        edited = self.where_chosen(x, point, fitting(torch.as_tensor(self.value), x, point, self))
         renormalise = self.renormalise
         if renormalise is None:
             renormalise = point.meta is not None and point.meta.is_distribution
@@ -344,7 +211,10 @@ class EditPattern(Intervention):
 
 @dataclass
 class BlockEdge(EditPattern):
-    """Cut reading: the chosen heads' `queries` no longer read the `keys`. Softmax rows share the freed mass out (= masking the score)."""
+    """Cut reading: the chosen heads' `queries` no longer read the `keys`. Softmax rows share the freed mass out (= masking the score).
+
+    A row that loses all its sources reads nothing: zeros.
+    """
 
     renormalise: bool | None = field(default=None, kw_only=True)
 
@@ -375,12 +245,23 @@ class EditState(Intervention):
                 f"EditState: unknown operation {self.operation!r}.{suggestion(self.operation, ('scale', 'set', 'add'))} "
                 "Expected scale, set or add."
             )
+        if self.after is not None:
+            as_indices(self.after, "EditState: after")
         self.value = torch.as_tensor(self.value)
 
     @property
     def after_positions(self) -> tuple[int, ...] | None:
         """Positions to stop at, None for every one."""
-        return _indices(self.after)
+        return None if self.after is None else as_indices(self.after, "EditState: after")
+
+    def check(self, point: HookPoint) -> None:
+        """Refuse what is no state."""
+        super().check(point)
+        if not point.per_position:
+            raise HookError(
+                f"EditState edits states after a token; {point.name!r} ({' '.join(point.axes)}) is no state. "
+                "Expected e.g. EditState(layer=0, after=5), or another intervention for this hook point."
+            )
 
     def targets(self, points: HookPoints) -> Selection:
         """State points of the layer; an error in words where the model carries no editable state."""
@@ -393,8 +274,8 @@ class EditState(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited state."""
-        value = torch.as_tensor(self.value).to(x)
-        new = x * value if self.operation == "scale" else x + value if self.operation == "add" else value.expand_as(x)
+        value = fitting(torch.as_tensor(self.value), x, point, self)
+        new = x * value if self.operation == "scale" else x + value if self.operation == "add" else value
         return self.where_chosen(x, point, new)
 
     def in_words(self) -> str:
@@ -438,7 +319,8 @@ class FreezeNorm(Intervention):
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The frozen scale."""
         assert self.values is not None
-        return self.values[point.name].to(x).expand_as(x)
+        value = self.values[point.name] if point.name in self.values else self.values[f"{point.name}@{point.step}"]
+        return fitting(value, x, point, self).clone()
 
     def in_words(self) -> str:
         """One line for people."""

@@ -5,13 +5,14 @@ Address grammar: `name`, `name@step`, `name[positions]`, `name@step[positions]`,
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from fnmatch import translate
+from operator import index
+from typing import Any, NamedTuple
 
-from workbench.instrument.errors import UnknownHookPoint, suggestion
-from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
+from workbench.instrument.hook_points import HookPoint, Item, written
 
 _ADDRESS = re.compile(r"^(?P<name>[^@\[\]]*?)(?:@(?P<step>-?\d+))?(?:\[(?P<positions>[^\]]*)\])?$")
 
@@ -38,24 +39,22 @@ class Select:
 Selection = str | HookPoint | Select | Callable[[str], bool] | Sequence[Any]
 
 
-@dataclass(frozen=True)
-class Selected:
-    """One resolved address."""
+class Selected(NamedTuple):
+    """One resolved address. All that one selection resolves to share the step and the positions."""
 
     point: HookPoint
     step: int | None = None
-    positions: tuple[Any, ...] | None = None
+    positions: tuple[Item, ...] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """`[positions]` as the user would write it, or nothing."""
+        return "" if self.positions is None else f"[{','.join(written(item) for item in self.positions)}]"
 
     @property
     def address(self) -> str:
         """`name`, `name@step`, `name[positions]`, as the user would write it."""
-        step = "" if self.step is None else f"@{self.step}"
-        if self.positions is None:
-            return f"{self.point.name}{step}"
-        written = ",".join(
-            str(p) if isinstance(p, int) else f"{p[0]}:{'' if p[1] is None else p[1]}" for p in self.positions
-        )
-        return f"{self.point.name}{step}[{written}]"
+        return f"{self.point.name}{'' if self.step is None else f'@{self.step}'}{self.suffix}"
 
 
 class HookPoints:
@@ -69,6 +68,7 @@ class HookPoints:
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.points, self.n_layers, self.switches, self.aliases = points, n_layers, switches, aliases or {}
+        self._defaults: dict[tuple[bool, ...], list[Selected]] = {}
 
     @property
     def roles(self) -> list[str]:
@@ -77,11 +77,14 @@ class HookPoints:
 
     def default(self) -> list[Selected]:
         """What "cache everything" means: all points but those computed on demand, unless their switch is on."""
-        return [
-            Selected(point)
-            for point in self.points.values()
-            if not point.on_demand or (point.flag is not None and self.switches.get(point.flag, False))
-        ]
+        switched = tuple(self.switches.values())
+        if switched not in self._defaults:
+            self._defaults[switched] = [
+                Selected(point)
+                for point in self.points.values()
+                if not point.on_demand or (point.flag is not None and self.switches.get(point.flag, False))
+            ]
+        return self._defaults[switched]
 
     def resolve(self, selection: Selection) -> list[tuple[str, list[Selected]]]:
         """Resolve what a user wrote into described groups, each with at least one hook point.
@@ -121,7 +124,7 @@ class HookPoints:
         return point.gated and point.flag is not None and not self.switches.get(point.flag, False)
 
     def _available(
-        self, point: HookPoint, step: int | None = None, positions: tuple[Any, ...] | None = None
+        self, point: HookPoint, step: int | None = None, positions: tuple[Item, ...] | None = None
     ) -> Selected:
         if self._switched_off(point):
             raise UnknownHookPoint(
@@ -150,12 +153,15 @@ class HookPoints:
                 f"Its roles are: {', '.join(self.roles)}."
             )
         layers = self._layers(selection.layer)
+        matches_glob = _glob(selection.name or "*")
+        unasked = selection.role is None and selection.name is None  # a layer alone does not ask for what costs extra
         matches = [
             Selected(point)
             for name, point in self.points.items()
             if (selection.role is None or point.role == selection.role)
             and (layers is None or point.layer_index in layers)
-            and (selection.name is None or fnmatchcase(name, selection.name))
+            and matches_glob(name)
+            and not (point.on_demand and unasked and not self.switches.get(point.flag or "", False))
             and not self._switched_off(point)
         ]
         if not matches:
@@ -169,6 +175,8 @@ class HookPoints:
         if layer is None:
             return None
         layers = [layer] if isinstance(layer, int) else list(layer)
+        if not layers:
+            raise UnknownHookPoint(f"An empty list of layers selects nothing. Expected some of 0..{self.n_layers - 1}.")
         for number in layers:
             if not -self.n_layers <= number < self.n_layers:
                 raise UnknownHookPoint(f"Layer {number} is out of range: this model has layers 0..{self.n_layers - 1}.")
@@ -191,11 +199,13 @@ class HookPoints:
         if layer and not 0 <= int(layer[1]) < self.n_layers:
             raise UnknownHookPoint(
                 f"{name!r}: layer {layer[1]} is out of range; this model has layers 0..{self.n_layers - 1}."
+                f"{suggestion(name, self.points)}"
             )
         raise UnknownHookPoint(f"Unknown hook point {name!r}.{suggestion(name, self.points)}")
 
-    def _by_glob(self, glob: str, step: int | None, positions: tuple[Any, ...] | None) -> list[Selected]:
-        matches = [point for name, point in self.points.items() if fnmatchcase(name, glob)]
+    def _by_glob(self, glob: str, step: int | None, positions: tuple[Item, ...] | None) -> list[Selected]:
+        matches_glob = _glob(glob)
+        matches = [point for name, point in self.points.items() if matches_glob(name)]
         usable = [point for point in matches if not self._switched_off(point)]
         if step is not None:
             usable = [point for point in usable if point.steps > 1]
@@ -210,14 +220,18 @@ class HookPoints:
         )
 
 
-def parse_positions(text: str, address: str) -> tuple[Any, ...] | None:
+def _glob(pattern: str) -> Callable[[str], Any]:
+    return re.compile(translate(pattern)).match
+
+
+def parse_positions(text: str, address: str) -> tuple[Item, ...] | None:
     """`"4,8,-1"` to `(4, 8, -1)`, `"3:10"` to `((3, 10),)`, `"*"` to None (every position)."""
     if text.strip() in ("*", ":"):
         return None
-    items: list[Any] = []
+    items: list[Item] = []
     for part in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
-        if bounds:
+        bounds = re.fullmatch(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*", part)
+        if bounds and "-" not in bounds.groups():
             items.append((int(bounds[1] or 0), int(bounds[2]) if bounds[2] else None))
         elif re.fullmatch(r"\s*-?\d+\s*", part):
             items.append(int(part))
@@ -228,6 +242,19 @@ def parse_positions(text: str, address: str) -> tuple[Any, ...] | None:
     return tuple(items)
 
 
-def names_of(groups: Iterable[tuple[str, list[Selected]]]) -> list[str]:
-    """Addresses of all resolved points, in order."""
-    return [selected.address for _, group in groups for selected in group]
+def as_indices(wanted: Any, what: str) -> tuple[int, ...]:
+    """Numbers along an axis as a tuple: from one number, a list, a range, a tensor.
+
+    Raises:
+        HookError: an empty list, or something that is not a number (True and False are refused: this is no mask).
+    """
+    try:
+        items = [wanted] if not hasattr(wanted, "__iter__") or getattr(wanted, "ndim", 1) == 0 else list(wanted)
+        if any(isinstance(item, bool) or "bool" in str(getattr(item, "dtype", "")) for item in items):
+            raise TypeError
+        numbers = tuple(index(item) for item in items)
+    except TypeError:
+        raise HookError(f"{what} is {wanted!r}. Expected a number or a list of numbers.") from None
+    if not numbers:
+        raise HookError(f"{what} is empty, which selects nothing. Expected at least one number.")
+    return numbers
