@@ -5,27 +5,43 @@ Published name → here: `encoder` [head, d, neuron] → D_x; `encoder_v` → D_
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.bdh.model import BDH, BDHConfig
+from workbench.instrument.errors import suggestion
 
 _NAMES = ("encoder", "encoder_v", "decoder", "embed.weight", "lm_head")
+_FREQUENCIES = "attn.freqs"
 
 
 def from_official(state_dict: Mapping[str, Tensor], n_layers: int, **config: Any) -> BDH:
     """Build a BDH from a published state dict. The number of layers is not in the weights (they are shared) and must be given.
 
     Raises:
-        KeyError: a tensor is missing. ValueError: shapes that do not belong together.
+        KeyError: a tensor is missing. ValueError: a tensor or configuration field that does not exist, shapes that do not belong together.
     """
     missing = [name for name in _NAMES if name not in state_dict]
     if missing:
         raise KeyError(
             f"Not a published BDH state dict: {', '.join(missing)} missing. Expected {', '.join(_NAMES)} and optionally attn.freqs."
         )
+    for name in state_dict:
+        if name not in (*_NAMES, _FREQUENCIES):
+            raise ValueError(
+                f"A published BDH state dict has no tensor {name!r}.{suggestion(name, (*_NAMES, _FREQUENCIES))}"
+            )
+    settings = {item.name for item in fields(BDHConfig)} - {"n_layers", "d_model", "n_heads", "n_neurons", "vocab_size"}
+    for name in config:
+        if name not in settings:
+            raise ValueError(
+                f"{name!r} is no setting beside the weights.{suggestion(name, settings)} Expected one of {', '.join(sorted(settings))}."
+            )
+    if state_dict["encoder"].dim() != 3:
+        raise ValueError(f"encoder has shape {tuple(state_dict['encoder'].shape)}; expected [head, d_model, neuron].")
     heads, width, neurons = state_dict["encoder"].shape
     vocab = state_dict["embed.weight"].shape[0]
     shapes = {
@@ -47,8 +63,12 @@ def from_official(state_dict: Mapping[str, Tensor], n_layers: int, **config: Any
         model.weights.E.copy_(state_dict["decoder"].view(heads, neurons, width))
         model.embed.W_E.copy_(state_dict["embed.weight"])
         model.unembed.weight.copy_(state_dict["lm_head"].T)  # type: ignore[union-attr]
-        if "attn.freqs" in state_dict:
-            frequencies = state_dict["attn.freqs"].flatten().to(torch.float32)
+        if _FREQUENCIES in state_dict:
+            frequencies = state_dict[_FREQUENCIES].flatten().to(torch.float32)
+            if len(frequencies) != neurons:
+                raise ValueError(
+                    f"attn.freqs has {len(frequencies)} numbers; expected {neurons}, one per neuron of a head."
+                )
             if not torch.equal(frequencies[::2], frequencies[1::2]):
                 raise ValueError("attn.freqs differ within a pair of neurons; a rotation needs one frequency per pair.")
             model.weights.frequencies.copy_(frequencies)
@@ -64,5 +84,5 @@ def to_official(model: BDH) -> dict[str, Tensor]:
         "decoder": weights.E.detach().flatten(0, 1).clone(),
         "embed.weight": model.embed.W_E.detach().clone(),
         "lm_head": model.W_U.detach().contiguous().clone(),
-        "attn.freqs": weights.frequencies.view(1, 1, 1, -1).clone(),
+        _FREQUENCIES: weights.frequencies.view(1, 1, 1, -1).clone(),
     }

@@ -1,6 +1,7 @@
 """Layer normalisation (Ba, Kiros & Hinton 2016) and RMS normalisation (Zhang & Sennrich 2019) with their scale as a hook point.
 
-`hook_scale` is what the (centred) input is divided by; `hook_normalized` is the output. Freezing the scale makes the norm linear.
+`hook_scale` is what the (centred) input is divided by, in float32 at least; `hook_normalized` is the output. Freezing the scale makes
+the norm linear.
 """
 
 import torch
@@ -37,6 +38,9 @@ class Norm(nn.Module):
             if self.kind == "layer":
                 return self.hook_normalized(F.layer_norm(x, (self.width,), self.w, self.b, self.eps))
             return self.hook_normalized(F.rms_norm(x, (self.width,), self.w, self.eps))
+        dtype = x.dtype
+        if dtype in (torch.float16, torch.bfloat16):  # as the fused kernel does: a square overflows float16 above 256
+            x = x.float()
         if self.kind == "layer":
             x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
@@ -45,4 +49,4 @@ class Norm(nn.Module):
             x = x * self.w
         if self.b is not None:
             x = x + self.b
-        return self.hook_normalized(x)
+        return self.hook_normalized(x.to(dtype))
