@@ -110,7 +110,7 @@ def command(
         print_json(record)
         return
     losses = {"train loss": result.train_loss, "validation loss": result.validation_loss}
-    losses |= {f"loss of {name.replace('_', ' ')}": loss for name, loss in result.metrics["references"].items()}
+    losses |= {f"reference: {name.replace('_', ' ')}": loss for name, loss in result.metrics["references"].items()}
     facts: dict[str, object] = {name: f"{loss:.3f} nats" for name, loss in losses.items() if loss is not None}
     facts |= {"tokens": f"{result.tokens:,}", "seconds": f"{result.wall_seconds:.1f}", "model": finished, "run": run_id}
     stdout().print(facts_table("trained", model, facts))
