@@ -83,8 +83,8 @@ class LinearCore(nn.Module):
         if self.hook_pattern.active:
             pattern = effective_pattern(q, k, log_decay=log_decay, write=write, scale=self.scale, strict=self.strict)
             edited = self.hook_pattern(pattern)
-            if edited is not pattern:
-                output = output + (edited - pattern) @ v
+            if edited is not pattern:  # patterns of 16-bit inputs are float32
+                output = output + ((edited - pattern) @ v.to(pattern.dtype)).to(output.dtype)
         return output, final
 
 

@@ -42,9 +42,14 @@ class Retention(KeepsPrecision):
         super().__init__()
         self.config, self.n_heads = config, config.n_heads
         d_value = int(d_model * config.value_factor)
-        if d_model % (2 * config.n_heads) or d_value % config.n_heads:
+        if d_model % (2 * config.n_heads):
             raise ValueError(
                 f"Retention rotates pairs within heads: d_model ({d_model}) must be a multiple of 2·n_heads ({2 * config.n_heads})."
+            )
+        if d_value % config.n_heads:
+            raise ValueError(
+                f"The width of the values ({d_value}) must be a multiple of n_heads ({config.n_heads}); "
+                f"it is value_factor ({config.value_factor}) times d_model ({d_model})."
             )
         self.d_key, self.d_head = d_model // config.n_heads, d_value // config.n_heads
         self.query = nn.Linear(d_model, d_model, bias=False)
@@ -87,7 +92,7 @@ class Retention(KeepsPrecision):
         q = self.hook_rot_q(rotate(q, cosine, sine, interleaved=True))
         k = self.hook_rot_k(rotate(k, cosine, sine, interleaved=True))
         state = None if carried is None else carried["state"]
-        decay = self.log_decay.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        decay = self.constant_factors()["log_decay"]
         o, state = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context, state, log_decay=decay)
         z = self.norm(self.hook_z(o.transpose(1, 2)))
         if self.gate is not None:
@@ -100,8 +105,9 @@ class Retention(KeepsPrecision):
         return {"query": self.hook_rot_q, "key": self.hook_rot_k, "value": self.hook_v}
 
     def constant_factors(self) -> dict[str, Tensor]:
-        """γ as `log_decay` [head]."""
-        return {"log_decay": self.log_decay.to(self.query.weight.dtype)}
+        """log γ as `log_decay` [head], in float32 at least."""
+        precise = torch.float64 if self.query.weight.dtype == torch.float64 else torch.float32
+        return {"log_decay": self.log_decay.to(precise)}
 
     def describe(self) -> dict[str, Any]:
         """The layer record of a run manifest."""
