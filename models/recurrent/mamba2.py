@@ -46,6 +46,8 @@ class Mamba2(nn.Module):
 
     def __init__(self, config: Mamba2Config, d_model: int, switches: dict[str, bool]) -> None:
         super().__init__()
+        if config.d_conv < 1:
+            raise ValueError(f"d_conv is {config.d_conv}; expected at least 1 tap (1: the token itself).")
         self.config = config
         self.d_inner = config.expand * d_model
         if self.d_inner % config.d_head:
@@ -101,8 +103,10 @@ class Mamba2(nn.Module):
         q = self.hook_q(c.unflatten(-1, (config.n_groups, config.d_state)))
         k = self.hook_k(b.unflatten(-1, (config.n_groups, config.d_state)))
         v = self.hook_v(x.unflatten(-1, (self.n_heads, config.d_head)))
-        write = self.hook_write(F.softplus(dt + self.dt_bias))
-        log_decay = self.hook_log_decay(-write * self.A_log.exp())
+        # as in the published code, 16-bit models compute step sizes, decays and the norm in float32
+        precise = torch.float64 if u.dtype == torch.float64 else torch.float32
+        write = self.hook_write(F.softplus(dt.to(precise) + self.dt_bias.to(precise)))
+        log_decay = self.hook_log_decay(-write * self.A_log.to(precise).exp())
         y, state = self.core(
             grouped(q.transpose(1, 2), self.n_heads),
             grouped(k.transpose(1, 2), self.n_heads),
@@ -113,9 +117,9 @@ class Mamba2(nn.Module):
             write=write.transpose(1, 2),
         )
         y = self.hook_z(y.transpose(1, 2)) + self.hook_skip(self.D[:, None] * v)
-        gated = (y.flatten(-2) * self.hook_gate(F.silu(z))).unflatten(-1, (config.n_groups, -1))
+        gated = (y.flatten(-2).to(precise) * self.hook_gate(F.silu(z))).unflatten(-1, (config.n_groups, -1))
         scale = self.hook_scale((gated.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt())
-        out = self.output((gated / scale).flatten(-2) * self.norm_weight)
+        out = self.output(((gated / scale).flatten(-2) * self.norm_weight).to(u.dtype))
         return out, {"state": state, "conv": window} if context.keep_state and length else {}
 
     def _convolve(self, x: Tensor, context: Context, carried: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
