@@ -88,9 +88,13 @@ class WorkbenchModels:
 
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         """Queue a trace; the job's result is the run's id."""
-        known = {str(model["name"]) for model in self.list_models()}
-        if name not in known and not name.endswith("-random"):
-            raise ValueError(f"There is no model {name!r}. Known: {', '.join(sorted(known))}.")
+        if name not in {card["name"] for card in shipped_cards()}:
+            from models.registry import UnknownModel, architecture
+
+            if not name.endswith("-random"):  # never a path: what the browser sends names a model of the registry
+                known = ", ".join(sorted(str(model["name"]) for model in self.list_models()))
+                raise UnknownModel(f"There is no model {name!r}. Known: {known}.")
+            architecture(name.removesuffix("-random"))
         if not text:
             raise ValueError("The text is empty: type at least one character.")
         shown = text if len(text) <= 32 else f"{text[:32]}…"

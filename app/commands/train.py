@@ -60,6 +60,12 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Sequences per step.", min=1)] = 16,
     context: Annotated[int, typer.Option(help="Tokens read at once (corpora only).", min=1)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 1e-3,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of rising learning rate; a tenth of all, at most 50, if not given.", min=0, show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial weights, data and dropout.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, show_default=False)] = None,
@@ -88,7 +94,12 @@ def command(
     built = build_model(model, config, change or [], seed)
     data = make_batches(corpus, task, task_set or [], context, batch_size, seed)
     settings = TrainingConfig(
-        steps=steps, learning_rate=learning_rate, seed=seed, device=device, threads=threads, warmup=min(50, steps // 10)
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        threads=threads,
+        warmup=min(50, steps // 10) if warmup is None else warmup,
     )
     with interruptible() as cancel:
         result = train(built, data, settings, out, resume=resume, cancel=cancel)
