@@ -238,6 +238,7 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
     client(ClientsideFunction("workbench", "current"), Output(links, "aria-current"), Input("view", "data"), State(links, "id"))
     client(ClientsideFunction("workbench", "go"), Output("facts-taken", "lang"), Input("go", "data"))
     client(ClientsideFunction("workbench", "burger"), Output("frame", "navbar"), Input("burger", "opened"), State("frame", "navbar"))
+    client(ClientsideFunction("workbench", "aside"), Output("frame", "aside"), Input("view", "data"), State("frame", "aside"))
     client(ClientsideFunction("workbench", "close_burger"), Output("burger", "opened"), Input("url", "pathname"))
 
 

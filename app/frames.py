@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import MATCH, ClientsideFunction, Dash, Input, Output, State, callback_context, dcc, html, no_update
+from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, callback_context, dcc, html, no_update
 from dash.development.base_component import Component
 
 from app.figures.common import number
@@ -35,7 +35,7 @@ from app.view_state import ViewState
 log = logging.getLogger("workbench.dashboard")
 PIXELS = (256, 512, 1024)
 _failures = itertools.count(1)
-_GRAPH_CONFIG = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False, "responsive": True}
+_GRAPH_CONFIG = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False, "showTips": False, "responsive": True}
 
 
 def icon(name: str) -> html.Span:
@@ -51,8 +51,8 @@ def frame(panel: Panel, scene: Scene, place: str = "span-12", above: Sequence[Co
         legend = [html.Div(id={"type": "legend", **identity})]
     else:
         body = dcc.Graph(
-            id={"type": "graph", **identity}, className="graph", figure={"layout": {"height": panel.height}},
-            config=_GRAPH_CONFIG, responsive=True, style={"height": f"{panel.height}px"},
+            id={"type": "graph", **identity}, className="graph", figure={"layout": {"autosize": True}},
+            config=_GRAPH_CONFIG, responsive=True, style=_graph_style(panel, scene),
         )  # fmt: skip
         legend = []
     kind = "strip" if isinstance(panel, StripPanel) else "figure"
@@ -60,12 +60,10 @@ def frame(panel: Panel, scene: Scene, place: str = "span-12", above: Sequence[Co
     return html.Section(
         [
             html.Div([
-                html.Div([
-                    html.H2(panel.title, className="panel-title", id=f"title-{panel.id}"),
-                    html.P(panel.words, className="panel-words"),
-                ]),
+                html.H2(panel.title, className="panel-title", id=f"title-{panel.id}"),
                 html.Div(_tools(panel), className="panel-tools"),
             ], className="panel-head"),
+            html.P(panel.words, className="panel-words"),
             *above,
             html.Div([*legend, body], id={"type": "body", **identity},
                      className="panel-body is-padded" if kind == "strip" else "panel-body"),
@@ -92,10 +90,8 @@ def content_frame(name: str, title: str, words: str, children: Any, place: str =
     """A frame around something that is not a figure, such as a form or a list."""
     return html.Section(
         [
-            html.Div(html.Div([
-                html.H2(title, className="panel-title", id=f"title-{name}"),
-                html.P(words, className="panel-words") if words else None,
-            ]), className="panel-head"),
+            html.Div(html.H2(title, className="panel-title", id=f"title-{name}"), className="panel-head"),
+            html.P(words, className="panel-words") if words else None,
             html.Div(children, className="panel-body is-padded" if padded else "panel-body"),
         ],
         className=f"panel {place}", id=f"panel-{name}", **{"aria-labelledby": f"title-{name}"},
@@ -124,6 +120,21 @@ def _tools(panel: Panel) -> list[Component]:
     ]  # fmt: skip
 
 
+def _graph_style(panel: Panel, scene: Scene) -> dict[str, str]:
+    aspect = None
+    if scene.run is not None:
+        try:
+            aspect = panel.aspect(scene)
+        except READABLE_ERRORS:
+            aspect = None  # there is nothing to draw; the panel says so when it tries
+    style = {"height": f"{panel.height}px"}
+    if aspect is not None:
+        style = {"aspectRatio": f"{aspect:.3f}", "maxHeight": f"{panel.height}px", "minHeight": "150px", "width": "100%"}
+    if isinstance(panel, Diagram) and scene.layers:
+        style["minWidth"] = f"{panel.width(scene)}px"
+    return style
+
+
 # ---- what the callbacks answer ---------------------------------------------------------------------------------------
 
 
@@ -138,7 +149,9 @@ def foot(scene: Scene, facts: Sequence[str]) -> list[Component]:
     run = scene.run
     if run is None:
         return []
-    name = html.Span(["run ", html.Span(run.id, className="mono")], className="fact")
+    # The last part of an id is its random one; the whole id is in the title and on every exported figure.
+    short = html.Span(run.id.rsplit("-", 1)[-1], className="mono")
+    name = html.Span(["run ", short], className="fact fact-run", title=run.id, **{"data-run": run.id})
     return [name, *[html.Span(fact, className="fact") for fact in facts]]
 
 
@@ -166,11 +179,7 @@ def draw_figure(services: Services, panel: Panel, part: Mapping[str, Any]) -> tu
     try:
         panel.check(scene)
         figure = panel.figure(scene, theme_called(part.get("scheme")))
-        figure.update_layout(height=panel.height)
-        style = {"height": f"{panel.height}px"}
-        if isinstance(panel, Diagram):
-            style["minWidth"] = f"{panel.width(scene)}px"
-        return figure, style, "panel-body", None, panel.summary(scene), foot(scene, panel.facts(scene))
+        return figure, _graph_style(panel, scene), "panel-body", None, panel.summary(scene), foot(scene, panel.facts(scene))
     except Exception as failure:  # whatever it was, the page stays usable and says so in words
         return no_update, no_update, "panel-body is-hidden", explain(panel.id, failure), "", foot(scene, [])
 
@@ -211,15 +220,9 @@ def value_table(panel: Panel, scene: Scene) -> Component:
     if cut_rows or cut_columns:
         note = [html.P(f"Only the first {TABLE_ROWS} rows and {TABLE_COLUMNS} columns are shown here; the CSV file has all.",
                        className="panel-words")]  # fmt: skip
-    cells = [
-        html.Tr([
-            html.Th(str(row[0]), scope="row") if at == 0 else html.Td(value if isinstance(value, str) else number(value))
-            for at, value in enumerate(row[:TABLE_COLUMNS])
-        ])
-        for row in shown[:TABLE_ROWS]
-    ]  # fmt: skip
-    head = html.Thead(html.Tr([html.Th(name, scope="col") for name in headers[:TABLE_COLUMNS]]))
-    return html.Div([*note, html.Div(html.Table([head, html.Tbody(cells)], className="value-table"), className="value-scroll")])
+    cells = [[value if isinstance(value, str) else number(value) for value in row[:TABLE_COLUMNS]] for row in shown[:TABLE_ROWS]]
+    data = json.dumps({"headers": headers[:TABLE_COLUMNS], "rows": cells})
+    return html.Div([*note, html.Div(className="value-scroll", tabIndex=0, **{"data-table": data, "aria-label": "Values"})])
 
 
 def code_view(panel: Panel, scene: Scene) -> Component:
@@ -229,7 +232,8 @@ def code_view(panel: Panel, scene: Scene) -> Component:
         code = panel.snippet(scene)
     except Exception as failure:  # as above
         return explain(panel.id, failure)
-    words = "Run it where the dashboard runs (same folder, or the same WORKBENCH_RUNS): `values` is the array of this panel."
+    words = ["Run it in the folder that the dashboard was started in, or with the same WORKBENCH_RUNS. ",
+             html.Code("values"), " is then the array of this panel."]  # fmt: skip
     return html.Div([html.P(words, className="panel-words"), dmc.CodeHighlight(code=code, language="python", id="code")])
 
 
@@ -281,8 +285,6 @@ def register(app: Dash, services: Services, panels: Mapping[str, Panel]) -> None
 
 
 def _register_sheet(app: Dash, services: Services, panels: Mapping[str, Panel], kind: str, title: str, content: Any) -> None:
-    from dash import ALL
-
     @app.callback(
         Output("sheet", "opened", allow_duplicate=True),
         Output("sheet", "title", allow_duplicate=True),

@@ -82,28 +82,28 @@ def choice(name: str, label: str, data: Sequence[Mapping[str, str]], value: str,
 def layer_choice(scene: Scene) -> Component:
     """Choose the layer."""
     data = [{"value": str(layer["layer"]), "label": f"{layer['layer']} · {kind_words(layer['kind'])}"} for layer in scene.layers]
-    return choice("layer", "Layer", data, str(scene.view.layer), 168)
+    return choice("layer", "Layer", data, str(scene.view.layer), 172)
 
 
 def head_choice(scene: Scene) -> Component:
     """Choose the head."""
     count = scene.heads_per_layer[scene.view.layer] if scene.heads_per_layer else 1
-    return choice("head", "Head", [{"value": str(h), "label": str(h)} for h in range(count)], str(scene.view.head), 76)
+    return choice("head", "Head", [{"value": str(h), "label": str(h)} for h in range(count)], str(scene.view.head), 70)
 
 
 def scale_choice(scene: Scene, *, rows: bool = True) -> Component:
     """Choose how values become colours."""
-    names = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of row maximum"}
+    names = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of row"}
     data = [{"value": name, "label": names[name]} for name in SCALES if rows or name != "row"]
-    return choice("scale", "Colour scale", data, scene.view.scale, 168)
+    return choice("scale", "Colour scale", data, scene.view.scale, 136)
 
 
 def pooling_choice(scene: Scene) -> Component:
     """Choose what a picture cell shows when it stands for several values."""
     names = {"max": "largest magnitude", "mean": "mean", "sum": "sum"}
-    return choice("pooling", "Pooling", [{"value": name, "label": names[name]} for name in POOLINGS], scene.view.pooling, 150)
+    return choice("pooling", "Pooling", [{"value": name, "label": names[name]} for name in POOLINGS], scene.view.pooling, 152)
 
 
 def sort_choice(scene: Scene) -> Component:
     """Choose the order of neurons."""
-    return choice("sort", "Neurons by", [{"value": k, "label": words} for k, words in SORTS.items()], scene.view.sort, 160)
+    return choice("sort", "Neurons by", [{"value": k, "label": words} for k, words in SORTS.items()], scene.view.sort, 150)

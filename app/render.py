@@ -98,8 +98,8 @@ def visible_bins(
     return (largest > -reach) & (smallest < reach)
 
 
-def mosaic(tiles: list[list[np.ndarray]], gap: int, size: int) -> np.ndarray:
-    """Level pictures side by side: uint8 [rows · (size + gap) + …], masked between them.
+def mosaic(tiles: list[list[np.ndarray]], size: int) -> np.ndarray:
+    """Level pictures side by side: uint8 [rows · size, columns · size], masked where there is no tile.
 
     `tiles[row][column]` are uint8 arrays of any size; each is enlarged without smoothing to `size` × `size`. Rows may
     have different numbers of tiles.
@@ -107,12 +107,11 @@ def mosaic(tiles: list[list[np.ndarray]], gap: int, size: int) -> np.ndarray:
     columns = max((len(row) for row in tiles), default=0)
     if not columns:
         raise ValueError("a mosaic needs at least one tile")
-    pitch = size + 2 * gap
-    picture = np.full((len(tiles) * pitch, columns * pitch), LEVELS, dtype=np.uint8)
+    picture = np.full((len(tiles) * size, columns * size), LEVELS, dtype=np.uint8)
     for row, line in enumerate(tiles):
         for column, tile in enumerate(line):
             down = (np.arange(size) * tile.shape[0]) // size
             across = (np.arange(size) * tile.shape[1]) // size
-            top, left = row * pitch + gap, column * pitch + gap
+            top, left = row * size, column * size
             picture[top : top + size, left : left + size] = tile[np.ix_(down, across)]
     return picture

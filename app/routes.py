@@ -17,9 +17,9 @@ import io
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from flask import Flask, Response, abort, request, send_file
+from flask import Flask, Response, abort, jsonify, request, send_file
 
 from app.frames import PIXELS
 from app.panels.base import READABLE_ERRORS, Panel, PicturePanel, TooLarge
@@ -82,7 +82,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
         absent = not math.isfinite(reading.value)
         answer = {"value": None if absent else reading.value, "text": "not visible" if absent else f"{reading.value:.6g}",
                   "rows": reading.rows}  # fmt: skip
-        return server.json.response(answer)
+        return jsonify(answer)
 
     @server.get("/export/<name>.csv")
     def numbers(name: str) -> Response:
@@ -122,11 +122,19 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
         return send_file(file, mimetype="application/zip", as_attachment=True, download_name=f"{run_id}.zip")
 
 
-def _csv_lines(headers: list[str], rows: Iterator[list[str | float]]) -> Iterator[str]:
+    @server.get("/img/<path:rest>")
+    @server.get("/value/<path:rest>")
+    @server.get("/export/<path:rest>")
+    def nothing(rest: str) -> Response:
+        abort(404, "nothing has this address")  # otherwise Dash would answer with its index page
+
+
+def _csv_lines(headers: list[str], rows: Iterator[Sequence[str | float]]) -> Iterator[str]:
     """Lines of a CSV file, one at a time; nan becomes an empty cell."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    for row in itertools.chain([headers], rows):
+    named: list[Sequence[str | float]] = [headers]
+    for row in itertools.chain(named, rows):
         writer.writerow([_csv_cell(cell) for cell in row])
         yield buffer.getvalue()
         buffer.seek(0)

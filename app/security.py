@@ -21,6 +21,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 LARGEST_REQUEST = 2 * 2**20
 COOKIE = "workbench_token"
 TOKEN_FORM = re.compile(r"[A-Za-z0-9_-]{16,256}")
+HOST_HEADER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 DATA_PATHS = ("/img/", "/value/", "/export/")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -45,9 +46,17 @@ def check_host_and_token(host: str, token: str | None) -> None:
         raise ValueError(f"host {host!r} can be reached from other machines: give a token too, or serve 127.0.0.1")
 
 
+def host_is_allowed(header: str, allowed: Sequence[str]) -> bool:
+    """Whether the Host header names one of the allowed hosts; its port does not matter.
+
+    (Flask's own TRUSTED_HOSTS cuts every name at its first colon, and so never accepts an IPv6 address.)
+    """
+    found = HOST_HEADER.fullmatch(header)
+    return found is not None and found[1].lower() in {host.lower() for host in allowed}
+
+
 def protect(server: Flask, *, token: str | None, allowed_hosts: Sequence[str], script_hashes: Sequence[str]) -> None:
     """Add the checks and headers to the server. `script_hashes` are the CSP hashes of the page's own inline scripts."""
-    server.config["TRUSTED_HOSTS"] = list(allowed_hosts)
     server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
     policy = "; ".join([
         "default-src 'self'",
@@ -60,8 +69,8 @@ def protect(server: Flask, *, token: str | None, allowed_hosts: Sequence[str], s
 
     @server.before_request
     def check_request() -> Any:
-        if request.host is None:  # reading the property is what checks TRUSTED_HOSTS; a wrong host is a 400
-            abort(400)
+        if not host_is_allowed(request.headers.get("Host", ""), allowed_hosts):
+            abort(400, "this server does not answer to that host name")
         if request.method not in _SAFE_METHODS or request.path.startswith(DATA_PATHS):
             _check_same_origin()
         if token is not None:

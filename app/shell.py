@@ -14,13 +14,14 @@ from app.frames import icon
 from app.panels.overview import token_name
 from app.panels.words import kind_words, memory_words, pattern_words
 from app.services import Scene
-from app.theme import Theme
+from app.theme import MANTINE_ACCENT, MANTINE_DARK, Theme
 
 PROVENANCE = {
     "trained": ("trained here", "chip-good"),
     "pretrained": ("pretrained weights", "chip-accent"),
     "random": ("random weights", "chip-warning"),
 }
+INSPECTED = ["page", "run", "layer", "head", "query", "key", "position"]
 KEYS = (
     (("←", "→"), "previous, next token"), (("↑", "↓"), "layer up, layer down"), (("[", "]"), "previous, next head"),
     (("/",), "find in the text; Enter goes to the next hit"), (("?",), "this help"),
@@ -47,7 +48,8 @@ def shell(pages: Sequence[NavigationEntry], theme: Theme, jobs_active: bool) -> 
         id="mantine",
         forceColorScheme=theme.name,
         theme={
-            "primaryColor": "blue", "fontFamily": "var(--wb-font)", "fontFamilyMonospace": "var(--wb-mono)",
+            "primaryColor": "accent", "primaryShade": {"light": 7, "dark": 6}, "colors": {"dark": MANTINE_DARK, "accent": MANTINE_ACCENT},
+            "fontFamily": "var(--wb-font)", "fontFamilyMonospace": "var(--wb-mono)",
             "defaultRadius": "md", "headings": {"fontFamily": "var(--wb-font)"}, "respectReducedMotion": True,
         },
         children=[
@@ -56,7 +58,7 @@ def shell(pages: Sequence[NavigationEntry], theme: Theme, jobs_active: bool) -> 
             dcc.Store(id="view"), dcc.Store(id="facts"), dcc.Store(id="structure"), dcc.Store(id="go"),
             dcc.Store(id="runs-changed", data=0), dcc.Store(id="job"),
             dcc.Store(id="scheme", data=theme.name),
-            dcc.Store(id="inspector-slice", data={"depends": ["run", "layer", "head", "query", "key"], "view": None}),
+            dcc.Store(id="inspector-slice", data={"depends": INSPECTED, "view": None}),
             dcc.Interval(id="job-tick", interval=400, disabled=not jobs_active),
             html.Div(id="facts-taken", className="sr-only"), html.Div(id="status", className="sr-only", role="status"),
             dmc.AppShell(
@@ -67,8 +69,8 @@ def shell(pages: Sequence[NavigationEntry], theme: Theme, jobs_active: bool) -> 
                     dmc.AppShellMain([_strip_bar(), html.Div(id="page", tabIndex=-1)]),
                 ],
                 id="frame", header={"height": 56}, padding=0, transitionDuration=0,
-                navbar={"width": 208, "breakpoint": "sm", "collapsed": {"mobile": True}},
-                aside={"width": 288, "breakpoint": "lg", "collapsed": {"mobile": True, "desktop": False}},
+                navbar={"width": 196, "breakpoint": "sm", "collapsed": {"mobile": True}},
+                aside={"width": 268, "breakpoint": "lg", "collapsed": {"mobile": True, "desktop": False}},
             ),
             _job_bar(),
             dmc.Modal(id="sheet", title="", size="xl", children=html.Div(id="sheet-content")),
@@ -121,7 +123,7 @@ def _strip_bar() -> html.Div:
             html.Span(id="strip-position", className="strip-position"),
             html.Div(id="token-strip", className="strip", **{"data-strip": "{}", "aria-label": "Tokens of the run"}),
             html.Div(
-                dcc.Input(id="token-search", type="text", placeholder="find, Enter = next", debounce=False, autoComplete="off"),
+                dmc.TextInput(id="token-search", placeholder="find, Enter = next", size="xs", **{"aria-label": "Find in the text"}),
                 id="strip-search", className="strip-search",
             ),
             html.Span(id="strip-found", className="strip-found", **{"aria-live": "polite"}),
@@ -203,7 +205,8 @@ def _facts(rows: Sequence[tuple[str, str]], mono: bool = False) -> html.Dl:
 
 
 def _pinned(scene: Scene) -> html.Section:
-    run, index = scene.opened(), scene.query
+    run, at_state = scene.opened(), scene.view.page == "state"
+    index = scene.position if at_state else scene.query
     if not scene.n_tokens:
         return html.Section([html.H2("Pinned token"), html.P("This run has no tokens.")])
     rows = [("token", token_label(scene.tokens, index))]
@@ -215,7 +218,7 @@ def _pinned(scene: Scene) -> html.Section:
         rows.append(("expects", f"‘{token_name(scene, best)}’ {100 * 2.718281828459045**chance:.0f} %"))
     if scene.view.key is not None:
         rows.append(("pinned source", token_label(scene.tokens, scene.view.key)))
-    name = "Pinned token" if scene.view.query is not None else "Last token (none pinned)"
+    name = "Token shown" if at_state else "Pinned token" if scene.view.query is not None else "Last token (none pinned)"
     return html.Section([html.H2(name), _facts(rows, mono=True)])
 
 

@@ -83,6 +83,12 @@ DARK = Theme(
 )  # fmt: skip
 THEMES = {"light": LIGHT, "dark": DARK}
 
+MANTINE_DARK = ("#e7ebf1", "#c5cdd8", "#9ca8b7", "#6c7888", "#3a4452", "#2a323d", "#1d242d", "#161b22", "#12171d", "#0e1217")
+"""Mantine's ten dark greys, lightest first, in the tones of the dark scheme."""
+MANTINE_ACCENT = (
+    "#eaf1fe", "#d0e0fc", "#a9c6fb", "#86aefc", "#5f8ff0", "#3f73e0", "#2f63d2", "#2458c5", "#1d4aa8", "#173d8c",
+)  # fmt: skip
+
 FAMILY_COLOURS = {
     "attention": 0, "retention": 2, "linear": 2, "mamba": 1, "mamba2": 1, "ssm": 1, "delta": 4, "rwkv": 5, "bdh": 3,
     "mlp": 6, "conv": 5,
@@ -158,7 +164,7 @@ def template(name: str) -> go.layout.Template:
     axis = {
         "gridcolor": theme.grid, "zerolinecolor": theme.border, "linecolor": theme.border, "tickcolor": theme.border,
         "ticks": "outside", "ticklen": 4, "automargin": True, "zeroline": False, "showline": False,
-        "title": {"font": {"size": 12, "color": theme.dim}, "standoff": 8},
+        "title": {"font": {"size": 12, "color": theme.dim}, "standoff": 9},
         "tickfont": {"size": 11, "color": theme.dim},
     }  # fmt: skip
     font = "Inter Variable, Inter, system-ui, sans-serif"

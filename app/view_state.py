@@ -142,7 +142,7 @@ def clamp_span(span: Span | None, size: int) -> Span | None:
 
 
 def _read_count(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\d{1,8}", text) and int(text) <= _LARGEST else None
+    return int(text) if re.fullmatch(r"[0-9]{1,8}", text) and int(text) <= _LARGEST else None
 
 
 def _read_span(text: str) -> Span | None:

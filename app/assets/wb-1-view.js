@@ -13,6 +13,8 @@ window.workbench = (function () {
   };
   const query = () => number("q");
   const position = () => number("t") ?? number("q") ?? facts.tokens.length - 1;
+  // The token that the strip marks: the pinned one, or on the State page the one whose state is shown.
+  const shownToken = () => (location.pathname === "/state" && number("t") !== null ? number("t") : query());
   const encode = (text) => encodeURIComponent(text).replace(/%2C/g, ",");
 
   // changes: {key: value}; null removes a key. Steps that come in long series (arrow keys, play) replace the last history
@@ -57,12 +59,13 @@ window.workbench = (function () {
   function tokenLook(text) {
     if (text === "") return ["∅", true];
     if (GLYPHS[text]) return [GLYPHS[text], true];
-    return [text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/\r/g, "␍"), false];
+    const escaped = (c) => GLYPHS[c] || `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`;
+    return [text.replace(/[\u0000-\u001f\u007f-\u00a0\u00ad]/g, escaped), false];
   }
   const describeToken = (index) =>
     index === null || facts.tokens[index] === undefined ? "" : `${index} ‘${tokenLook(facts.tokens[index])[0]}’`;
 
-  return { facts, params, number, query, position, change, hover, hovered: () => hovered, say, tokenLook, describeToken, announceView };
+  return { facts, params, number, query, position, shownToken, change, hover, hovered: () => hovered, say, tokenLook, describeToken, announceView };
 })();
 
 // Clientside callbacks. They are here, not inline, so that the page needs no inline script.
@@ -132,6 +135,8 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
         return none();
       },
       burger: (opened, navbar) => ({ ...navbar, collapsed: { mobile: !opened } }),
+      // The list of runs needs the room of the inspector, and has nothing to inspect.
+      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && view.page === "runs" } }),
       close_burger: () => false,
       text_size: (text) => (text ? `${text.length.toLocaleString("en")} characters` : ""),
       export_png: () => workbench.exportFigure("png"),

@@ -86,7 +86,7 @@
   }
 
   function mark(strip) {
-    const pinned = workbench.query();
+    const pinned = workbench.shownToken();
     const key = workbench.number("k");
     const hovered = workbench.hovered();
     const kept = ["is-query", "is-key", "is-hover"];
@@ -101,7 +101,7 @@
 
   function reveal(strip) {
     const state = drawn.get(strip);
-    const pinned = workbench.query();
+    const pinned = workbench.shownToken();
     if (!state || pinned === null) return;
     if (pinned < state.start || pinned >= state.stop) { drawn.set(strip, { centre: pinned }); draw(strip); }
     const button = strip.querySelector(`[data-token="${pinned}"]`);
@@ -120,7 +120,7 @@
     all().forEach((strip) => { if (changed) draw(strip); else mark(strip); });
     all().forEach((strip) => { if (strip.closest(".strip-bar")) reveal(strip); });
     const label = document.getElementById("strip-position");
-    const pinned = workbench.query();
+    const pinned = workbench.shownToken();
     if (label) label.textContent = pinned === null ? `${known.length} tokens` : `token ${pinned} of ${known.length}`;
   });
   new MutationObserver((changes) => {

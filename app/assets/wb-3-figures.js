@@ -167,6 +167,7 @@
     if (meta.click === "tile") workbench.change({ head: at.x || null, layer: at.y || null });
     if (meta.click === "token") workbench.change({ q: at.x, t: null });
     if (meta.click === "position") workbench.change({ t: at.x });
+    if (meta.click === "layer" && meta.layers[at.x] !== null) workbench.change({ layer: meta.layers[at.x] || null });
     if (meta.click === "track") toggleTracked(`${at.y}.${at.x}`);
   }
 
@@ -189,26 +190,61 @@
 
   // ---- saving --------------------------------------------------------------------------------------------------------
 
+  // A picture enlarged without smoothing: neither the browser nor an SVG viewer may blur one cell into the next.
+  async function enlarged(picture, width, height) {
+    const image = new Image();
+    image.src = picture.source;
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, { width: Math.max(image.width, Math.round(width)), height: Math.max(image.height, Math.round(height)) });
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+    return { ...picture, source: canvas.toDataURL("image/png") };
+  }
+
+  function wrapped(words, letters) {
+    const lines = [""];
+    for (const word of words) {
+      const last = lines[lines.length - 1];
+      if (last && last.length + word.length + 3 > letters) lines.push(word);
+      else lines[lines.length - 1] = last ? `${last} · ${word}` : word;
+    }
+    return lines;
+  }
+
   // The saved figure carries its title and its run, so that it still says what it is when it lies in a paper's folder.
+  async function save(gd, panel, name, format) {
+    const escape = (value) => value.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+    const { width, height, margin: before, xaxis, yaxis } = gd._fullLayout;
+    const facts = [...panel.querySelectorAll(".panel-foot .fact")].map((each) => (each.dataset.run ? `run ${each.dataset.run}` : each.textContent));
+    const caption = wrapped(facts, width / 6.2);
+    const margin = { ...before, t: (before.t || 0) + 40, b: (before.b || 0) + 14 + 14 * caption.length };
+    const text = (words, y, shift, size, anchor) => ({
+      text: words, xref: "paper", yref: "paper", x: 0, y, xshift: 12 - margin.l, yshift: shift, xanchor: "left", yanchor: anchor,
+      align: "left", showarrow: false, font: { size },
+    });
+    const title = (panel.querySelector(".panel-title") || {}).textContent || "";
+    const images = await Promise.all((gd.layout.images || []).map((each) => enlarged(each, 2 * xaxis._length, 2 * yaxis._length)));
+    const layout = {
+      ...gd.layout, autosize: false, margin, images,
+      annotations: [
+        ...(gd.layout.annotations || []),
+        text(`<b>${escape(title)}</b>`, 1, margin.t - 12, 15, "top"),
+        text(caption.map(escape).join("<br>"), 0, 10 - margin.b, 10, "bottom"),
+      ],
+    };
+    await window.Plotly.downloadImage({ data: gd.data, layout }, {
+      format, width, height: height + 40 + 14 + 14 * caption.length, scale: format === "png" ? 2 : 1,
+      filename: `${workbench.facts.run}-${name}`,
+    });
+  }
+
   workbench.exportFigure = function (format) {
     const id = window.dash_clientside.callback_context.triggered_id;
     const panel = id && document.getElementById(`panel-${id.panel}`);
     const gd = panel && panel.querySelector(".js-plotly-plot");
-    if (gd) {
-      const text = (selector) => (panel.querySelector(selector) || {}).textContent || "";
-      const caption = [...panel.querySelectorAll(".panel-foot .fact")].map((each) => each.textContent).join(" · ");
-      const margin = { ...gd._fullLayout.margin, t: (gd._fullLayout.margin.t || 0) + 44, b: (gd._fullLayout.margin.b || 0) + 30 };
-      const escape = (value) => value.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-      const layout = {
-        ...gd.layout, margin, title: { text: escape(text(".panel-title")), x: 0.02, y: 0.985, yanchor: "top", font: { size: 15 } },
-        annotations: [...(gd.layout.annotations || []), { text: escape(caption), xref: "paper", yref: "paper", x: 0, y: 0, yshift: -margin.b + 14,
-          xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 10 } }],
-      };
-      const { width, height } = gd._fullLayout;
-      window.Plotly.downloadImage({ data: gd.data, layout }, {
-        format, width, height: height + 74, scale: format === "png" ? 2 : 1, filename: `${workbench.facts.run}-${id.panel}`,
-      }).then(() => workbench.say("Figure saved."), () => workbench.say("The figure could not be saved."));
-    }
+    if (gd) save(gd, panel, id.panel, format).then(() => workbench.say("Figure saved."), () => workbench.say("The figure could not be saved."));
     return window.dash_clientside.no_update;
   };
 })();

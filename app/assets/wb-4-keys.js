@@ -75,6 +75,8 @@
   function closeSearch() {
     document.getElementById("strip-search")?.classList.remove("is-open");
     document.getElementById("token-search")?.blur();
+    const label = document.getElementById("strip-found");
+    if (label) label.textContent = "";
     document.querySelectorAll(".token.is-found").forEach((each) => each.classList.remove("is-found"));
   }
   function showFound(input) {

@@ -29,7 +29,6 @@ def attention_map(
         colours,
         theme,
         panel=panel,
-        square=True,
         meta={"click": "pattern", "zoom": {"x": "cols", "y": "rows"}},
     )
     return figure
@@ -52,16 +51,19 @@ def head_mosaic(source: str, heads_per_layer: Sequence[int], theme: Theme, *, pa
         theme,
         panel=panel,
         columns_on_top=True,
-        square=True,
         meta={"click": "tile"},
     )
     figure.data = ()
-    figure.update_layout(plot_bgcolor=theme.surface, margin={"l": 40, "r": 8, "t": 40, "b": 8})
-    figure.update_xaxes(ticks="", tickvals=[head + 0.5 for head in range(n_heads)][:: max(1, n_heads // 16)],
-                        ticktext=[str(head) for head in range(n_heads)][:: max(1, n_heads // 16)])  # fmt: skip
-    figure.update_yaxes(ticks="", tickvals=[layer + 0.5 for layer in range(n_layers)][:: max(1, n_layers // 16)],
-                        ticktext=[str(layer) for layer in range(n_layers)][:: max(1, n_layers // 16)])  # fmt: skip
     figure.add_scatter(x=[None], y=[None], hoverinfo="skip", showlegend=False)
+    figure.update_layout(margin={"l": 42, "r": 6, "t": 42, "b": 6, "autoexpand": False})
+    for axis, count in ((figure.layout.xaxis, n_heads), (figure.layout.yaxis, n_layers)):
+        step = max(1, -(-count // 12))
+        axis.update(ticks="", tickvals=[i + 0.5 for i in range(0, count, step)], ticktext=[str(i) for i in range(0, count, step)])
+    gap = {"color": theme.surface, "width": 5 if max(n_heads, n_layers) <= 8 else 3}
+    figure.layout.shapes = [
+        *({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": n_layers, "line": gap} for at in range(n_heads + 1)),
+        *({"type": "line", "x0": 0, "x1": n_heads, "y0": at, "y1": at, "line": gap} for at in range(n_layers + 1)),
+    ]
     return figure
 
 
@@ -81,6 +83,7 @@ def head_profiles(
         selected=n_heads - 1,
         from_zero=True,
         colours=[theme.accent if h == head else theme.dim for h in order],
+        ranks=order,
         x_title="token",
     )
     figure.update_layout(showlegend=False)

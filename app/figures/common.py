@@ -23,6 +23,7 @@ from app.render import value_at_fraction
 from app.theme import Theme, colour_scale, template
 
 GLYPHS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "": "∅"}
+MOST_POINTS = 4096
 MONO = "JetBrains Mono Variable, monospace"
 SCALE_WORDS = {
     "linear": "linear colour", "sqrt": "square-root colour", "log": "logarithmic colour", "row": "share of row maximum",
@@ -52,7 +53,13 @@ class Colours:
 
 def visible_text(token: str) -> str:
     """The token as it is drawn: stand-ins for white space, nothing else changed."""
-    return GLYPHS.get(token) or token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
+    if token in GLYPHS:
+        return GLYPHS[token]
+    return "".join(GLYPHS.get(c, c) if c != " " and (c.isprintable() or c in GLYPHS) else _escaped(c) for c in token)
+
+
+def _escaped(character: str) -> str:
+    return " " if character == " " else f"\\x{ord(character):02x}"
 
 
 def plain_label(text: str) -> str:
@@ -75,6 +82,12 @@ def number(value: float) -> str:
     return text.replace("-", "−") if text.startswith("-") else text
 
 
+def short_number(value: float) -> str:
+    """A number for a colour bar: two significant digits are enough to read a colour."""
+    text = f"{value:.2g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.0e}"
+    return text.replace("-", "−")
+
+
 def ticks(axis: Axis, start: int, stop: int, most: int = 48) -> dict[str, Any]:
     """Plotly tick settings for indices start..stop of an axis whose cells are centred at index + 0.5."""
     count = stop - start
@@ -83,25 +96,25 @@ def ticks(axis: Axis, start: int, stop: int, most: int = 48) -> dict[str, Any]:
         texts = [plain_label(visible_text(axis.labels[index])) for index in places]
         font = {"family": MONO, "size": 10 if count > 30 else 11}
         return {"tickvals": [p + 0.5 for p in places], "ticktext": texts, "tickangle": 0, "tickfont": font, "ticks": ""}
-    step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if count / (s * 10**power) <= 9)
+    places_wanted = 9 if stop <= 1000 else 5
+    step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if count / (s * 10**power) <= places_wanted)
     places = [index for index in range(start, stop) if index % step == 0]
     return {"tickvals": [p + 0.5 for p in places], "ticktext": [str(p) for p in places], "tickangle": 0}
 
 
-def colour_bar(colours: Colours, *, right: bool = True) -> go.Scatter:
+def colour_bar(colours: Colours) -> go.Scatter:
     """A trace without points that carries the colour bar; its labels are true values even on a bent scale."""
     fractions = [-1.0, -0.5, 0.0, 0.5, 1.0] if colours.signed else [0.0, 0.25, 0.5, 0.75, 1.0]
     scale = "linear" if colours.scale == "row" else colours.scale
-    labels = [number(value_at_fraction(f, colours.limit, scale)) for f in fractions]
+    labels = [short_number(value_at_fraction(f, colours.limit, scale)) for f in fractions]
     if scale == "log":
         labels[2 if colours.signed else 0] = "≈0"
     bar = {
-        "thickness": 10, "len": 0.92, "y": 0.5, "x": 1.01, "xpad": 6, "outlinewidth": 0, "tickvals": fractions,
-        "ticktext": labels, "ticklen": 3, "ticks": "outside", "tickfont": {"size": 10.5},
-        "title": {"text": f"{colours.unit}, {SCALE_WORDS[colours.scale]}", "side": "right", "font": {"size": 11}},
+        "orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "ypad": 2, "xpad": 0,
+        "lenmode": "pixels", "len": 220, "thickness": 8, "outlinewidth": 0, "tickvals": fractions, "ticktext": labels,
+        "ticklen": 3, "ticks": "outside", "tickfont": {"size": 10.5}, "tickangle": 0,
+        "title": {"text": f"{colours.unit}, {SCALE_WORDS[colours.scale]}", "side": "top", "font": {"size": 11}},
     }  # fmt: skip
-    if not right:
-        bar |= {"orientation": "h", "y": 1.02, "x": 0.5, "yanchor": "bottom", "len": 0.7}
     return go.Scatter(
         x=[None], y=[None], mode="markers", hoverinfo="skip", showlegend=False,
         marker={
@@ -122,7 +135,6 @@ def picture(
     *,
     panel: str,
     meta: Mapping[str, Any] | None = None,
-    square: bool = False,
     columns_on_top: bool = False,
 ) -> go.Figure:
     """A server-drawn picture on exact numeric axes: cell (row i, column j) covers [j, j + 1) × [i, i + 1), row 0 first.
@@ -139,9 +151,6 @@ def picture(
         x_settings["side"] = "top"
     y_settings = {"range": [rows[1], rows[0]], "showgrid": False, "title": {"text": y_axis.title}}
     y_settings |= ticks(y_axis, *rows)
-    if square:
-        y_settings |= {"scaleanchor": "x", "scaleratio": 1, "constrain": "domain", "constraintoward": "top"}
-        x_settings |= {"constrain": "domain", "constraintoward": "left"}
     links = {
         "panel": panel, "value": True, "x": {"role": x_axis.role, "origin": 0, "size": x_axis.size},
         "y": {"role": y_axis.role, "origin": 0, "size": y_axis.size}, **(meta or {}),
@@ -149,12 +158,29 @@ def picture(
     figure.update_layout(
         template=template(theme.name), xaxis=x_settings, yaxis=y_settings, plot_bgcolor=theme.sunken, meta=links,
         hoveranywhere=True, clickanywhere=True, dragmode="zoom" if "zoom" in links else False,
-        margin={"l": 52, "r": 12, "t": 36 if columns_on_top else 10, "b": 12 if columns_on_top else 44},
+        margin={"l": 58, "r": 16, "t": 54, "b": 46, "autoexpand": False},
     )  # fmt: skip
     if "zoom" not in links:
         figure.update_xaxes(fixedrange=True)
         figure.update_yaxes(fixedrange=True)
     return figure
+
+
+def extremes(values: np.ndarray, stretch: int) -> np.ndarray:
+    """Positions of the smallest and the largest value of every `stretch` consecutive ones: int64, ascending.
+
+    `values` [pos] may hold nan; a stretch of nothing but nan keeps its first position, so that a line still breaks there.
+    """
+    if stretch <= 1:
+        return np.arange(len(values))
+    kept: set[int] = set()
+    for start in range(0, len(values), stretch):
+        part = values[start : start + stretch]
+        if np.isnan(part).all():
+            kept.add(start)
+        else:
+            kept |= {start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}
+    return np.array(sorted(kept), dtype=np.int64)
 
 
 def token_lines(
@@ -171,20 +197,27 @@ def token_lines(
     from_zero: bool = False,
     colours: Sequence[str] | None = None,
     dashes: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> go.Figure:
     """Lines over tokens, one per (name, values [pos]); `selected` is drawn strong, the others faint.
 
-    Values go to the browser exactly; hovering shows the token and the number. nan leaves a gap.
+    Values go to the browser exactly; hovering shows the token and the number. nan leaves a gap. A text longer than
+    `MOST_POINTS` tokens is thinned to the extremes of each stretch of tokens, so that no spike is lost.
     """
     figure = go.Figure()
-    labels = [plain_label(token_label(tokens, index)) for index in range(len(tokens))]
+    stretch = -(-len(tokens) // (MOST_POINTS // 2)) if len(tokens) > MOST_POINTS else 1
+    if stretch > 1:
+        x_title = f"{x_title} (smallest and largest of every {stretch})"
     for index, (name, values) in enumerate(series):
+        kept = extremes(np.asarray(values), stretch)
+        labels = [plain_label(token_label(tokens, place)) for place in kept.tolist()]
         strong = selected is None or index == selected
         colour = colours[index] if colours else theme.categorical[index % 8]
         figure.add_scatter(
-            x=np.arange(len(values)), y=np.asarray(values), name=plain_label(name), mode="lines", text=labels,
+            x=kept, y=np.asarray(values)[kept], name=plain_label(name), mode="lines", text=labels,
             line={"color": colour, "width": 2.2 if strong else 1.2, "dash": dashes[index] if dashes else "solid"},
-            opacity=1.0 if strong else 0.45, hovertemplate="token %{text}<br>%{y:.5g}<extra>%{fullData.name}</extra>",
+            opacity=1.0 if strong else 0.45, legendrank=ranks[index] if ranks else index,
+            hovertemplate="token %{text}<br>%{y:.5g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     axis = Axis(x_title, len(tokens), role, tokens)
     x_ticks = ticks(axis, 0, len(tokens))

@@ -49,8 +49,10 @@ def loss_strip(loss: np.ndarray, tokens: Sequence[str], theme: Theme, *, panel: 
     figure = token_lines([("surprisal", loss)], tokens, theme, y_title="nats", panel=panel, from_zero=True)
     mean = float(np.nanmean(loss)) if np.isfinite(loss).any() else float("nan")
     if np.isfinite(mean):
-        figure.add_hline(y=mean, line={"color": theme.dim, "width": 1, "dash": "dot"}, annotation_text=f"mean {number(mean)}",
-                         annotation_font={"size": 10.5, "color": theme.dim}, annotation_position="top right")  # fmt: skip
+        figure.add_hline(y=mean, line={"color": theme.dim, "width": 1, "dash": "dot"})
+        figure.add_annotation(x=1, xref="paper", xanchor="left", y=mean, text=f" mean {number(mean)}", showarrow=False,
+                              font={"size": 10.5, "color": theme.dim})  # fmt: skip
+        figure.update_layout(margin_r=76)
     figure.data[0].update(fill="tozeroy", fillcolor=_faded(theme.accent, 0.14), line={"color": theme.accent, "width": 1.6,
                           "shape": "hvh"})  # fmt: skip
     return figure
@@ -94,7 +96,7 @@ def block_diagram(blocks: Sequence[Mapping[str, Any]], theme: Theme, *, panel: s
     figure.update_layout(
         template=template(theme.name), margin={"l": 8, "r": 8, "t": 8, "b": 8},
         xaxis={"range": [-0.66, len(columns) - 0.3], "visible": False, "fixedrange": True},
-        yaxis={"range": [-0.42, tallest + 0.12], "visible": False, "fixedrange": True},
+        yaxis={"range": [-0.36, 0.2 + 0.98 * tallest], "visible": False, "fixedrange": True},
         clickanywhere=True, hoverdistance=60,
         meta={"panel": panel, "click": "layer", "layers": centres, "x": {"role": "layer", "origin": -0.5, "size": len(columns)}},
     )  # fmt: skip
@@ -147,7 +149,7 @@ def _draw_column(figure: go.Figure, place: int, column: Mapping[str, Any], theme
             text=f"<b>{plain_label(str(part['label']))}</b><br><span style='font-size:10px'>{plain_label(str(part['detail']))}</span>",
         )  # fmt: skip
     name = "" if not layers else f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
-    figure.add_annotation(x=place, y=-0.22, text=name, showarrow=False, font={"size": 11, "color": theme.dim})
+    figure.add_annotation(x=place, y=-0.2, text=name, showarrow=False, font={"size": 11, "color": theme.dim})
 
 
 def _faded(colour: str, alpha: float) -> str:

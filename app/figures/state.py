@@ -60,7 +60,7 @@ def state_norms(
     return token_lines(
         [(f"head {h}", norms[h]) for h in order], tokens, theme, y_title=title, panel=panel, role="position",
         click="position", selected=len(order) - 1, from_zero=True,
-        colours=[theme.categorical[h % 8] for h in order],
+        colours=[theme.categorical[h % 8] for h in order], ranks=order,
     )  # fmt: skip
 
 

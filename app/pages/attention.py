@@ -38,8 +38,8 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     return [
         html.Div(
             [
-                frame(pattern, scene, "span-7", above=[html.Div([chips, zoom], className="map-bar")]),
-                html.Div([frame(heads, scene, ""), frame(received, scene, "")], className="column span-5"),
+                frame(pattern, scene, "span-8", above=[html.Div([chips, zoom], className="map-bar")]),
+                html.Div([frame(heads, scene, ""), frame(received, scene, "")], className="column span-4"),
                 frame(row, scene, "span-12"),
                 frame(row_profile, scene, "span-6"),
                 frame(offsets, scene, "span-6"),
@@ -54,7 +54,7 @@ PAGE = Page(
     title="Attention",
     icon="attention",
     order=1,
-    words="Which tokens each head reads from. Softmax heads and the exact effective maps of linear mixers are drawn alike.",
+    words="Which tokens each head reads from, in softmax and in linear layers alike.",
     layout=layout,
     panels=PANELS,
     structure=structure,

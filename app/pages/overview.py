@@ -28,13 +28,13 @@ def structure(scene: Scene) -> Hashable:
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
-    form = content_frame("new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services))
+    form = content_frame("new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services), "")
     if scene.run is None:
         return [html.Div([html.Div(_welcome(), className="column span-7"), html.Div(form, className="column span-5")],
                          className="grid")]  # fmt: skip
     diagram, text, surprisal, next_tokens, residual = PANELS
-    left = [_card(services, scene), *[frame(panel, scene, "") for panel in (diagram, text, surprisal, residual)]]
-    right = [form, frame(next_tokens, scene, "")]
+    left = [_card(services, scene), *[frame(panel, scene, "") for panel in (diagram, text, surprisal)]]
+    right = [form, frame(next_tokens, scene, ""), frame(residual, scene, "")]
     return [html.Div([html.Div(left, className="column span-8"), html.Div(right, className="column span-4")], className="grid")]
 
 
@@ -43,7 +43,7 @@ def _welcome() -> Component:
         "A run is one text read by one model, with everything that happened inside written down: who reads from whom, what "
         "is remembered, and what comes next. Start one with the form, then look at it on the other pages."
     )
-    return content_frame("welcome", "No run yet", "", html.P(words, className="prose"))
+    return content_frame("welcome", "No run yet", "", html.P(words, className="prose"), "")
 
 
 # ---- model card ------------------------------------------------------------------------------------------------------

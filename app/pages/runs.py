@@ -17,19 +17,21 @@ from app.shell import PROVENANCE
 from app.view_state import RUN_ID
 from workbench.lab.runs import RunError
 
+NUMBER = {"filter": "agNumberColumnFilter", "type": "rightAligned", "suppressHeaderFilterButton": True}
 COLUMNS = [
-    {"field": "title", "headerName": "Title", "minWidth": 190, "flex": 2, "cellClass": "cell-link"},
+    {"field": "title", "headerName": "Title", "minWidth": 200, "flex": 3, "cellClass": "cell-link"},
+    {"field": "text", "headerName": "Text", "minWidth": 200, "flex": 4},
     {"field": "model", "headerName": "Model", "minWidth": 150, "flex": 2},
-    {"field": "weights", "headerName": "Weights", "minWidth": 130, "flex": 1},
-    {"field": "kind", "headerName": "Kind", "minWidth": 90, "flex": 1},
-    {"field": "tokens", "headerName": "Tokens", "minWidth": 90, "flex": 1, "filter": "agNumberColumnFilter", "type": "rightAligned"},
-    {"field": "layers", "headerName": "Layers", "minWidth": 90, "flex": 1, "filter": "agNumberColumnFilter", "type": "rightAligned"},
-    {"field": "size", "headerName": "MB", "minWidth": 80, "flex": 1, "filter": "agNumberColumnFilter", "type": "rightAligned"},
-    {"field": "created", "headerName": "Made (UTC)", "minWidth": 150, "flex": 1},
-    {"field": "text", "headerName": "Text", "minWidth": 220, "flex": 3},
-    {"field": "id", "headerName": "Id", "minWidth": 240, "flex": 2, "cellClass": "cell-mono"},
+    {"field": "weights", "headerName": "Weights", "width": 150},
+    {"field": "tokens", "headerName": "Tokens", "width": 92, **NUMBER},
+    {"field": "layers", "headerName": "Layers", "width": 92, **NUMBER},
+    {"field": "size", "headerName": "MB", "width": 84, **NUMBER},
+    {"field": "created", "headerName": "Made (UTC)", "width": 150},
+    {"field": "kind", "headerName": "Kind", "width": 96},
+    {"field": "id", "headerName": "Id", "minWidth": 250, "cellClass": "cell-mono"},
 ]
 MOST_LISTED = 20
+HINT = "Click a title to open the run."
 
 
 def rows(services: Services) -> list[dict[str, Any]]:
@@ -51,18 +53,18 @@ def structure(scene: Scene) -> Hashable:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     grid = dag.AgGrid(
-        id="runs-grid", rowData=rows(services), columnDefs=COLUMNS, className="ag-theme-quartz runs-grid", getRowId="params.data.id",
-        defaultColDef={"filter": "agTextColumnFilter", "sortable": True, "resizable": True, "floatingFilter": False, "tooltipField": "text"},
+        id="runs-grid", rowData=rows(services), columnDefs=COLUMNS, className="runs-grid", getRowId="params.data.id",
+        defaultColDef={"filter": "agTextColumnFilter", "sortable": True, "resizable": True, "tooltipField": "text"},
         dashGridOptions={
-            "rowSelection": {"mode": "multiRow", "enableClickSelection": False}, "theme": "legacy", "rowHeight": 40, "headerHeight": 38,
-            "overlayNoRowsTemplate": "No runs yet. Start one on the Overview page.", "animateRows": False, "pagination": True,
+            "rowSelection": {"mode": "multiRow", "enableClickSelection": False}, "rowHeight": 40, "headerHeight": 38,
+            "suppressNoRowsOverlay": True, "animateRows": False, "pagination": True,
             "paginationPageSize": 50, "paginationPageSizeSelector": False,
         },
     )  # fmt: skip
     tools = html.Div(
         [
             dmc.TextInput(id="runs-filter", placeholder="Filter by any word", size="xs", w=240, **{"aria-label": "Filter runs"}),
-            html.Span("Click a title to open the run.", id="runs-hint", className="form-hint", style={"flex": 1}),
+            html.Span(HINT, id="runs-hint", className="form-hint", style={"flex": 1}),
             dmc.Button("Open", id="runs-open", size="xs", variant="light", disabled=True, n_clicks=0),
             dmc.Button("Export zip", id="runs-export", size="xs", variant="light", disabled=True, n_clicks=0),
             dmc.Button("Delete…", id="runs-delete", size="xs", variant="light", color="red", disabled=True, n_clicks=0),
@@ -127,7 +129,7 @@ def register(app: Dash, services: Services) -> None:
     )
     def enable(selected: list[dict[str, Any]] | None) -> tuple[Any, ...]:
         count = len(_chosen(selected))
-        words = "Click a title to open the run." if not count else f"{count} run{'s' if count > 1 else ''} selected."
+        words = HINT if not count else f"{count} run{'s' if count > 1 else ''} selected."
         return count != 1, count != 1, count == 0, words
 
     @app.callback(Output("runs-grid", "dashGridOptions"), Input("runs-filter", "value"), State("runs-grid", "dashGridOptions"))

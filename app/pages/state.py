@@ -54,27 +54,28 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if scene.run is None or scene.layer is None:
         return [html.Div(frame(STATE, scene), className="grid")]
     cache, matrix, neurons, decay, signals = _form(scene)
-    parts: list[Component] = [_time_bar(scene, compare=matrix)]
+    time = _time_bar(scene, compare=matrix)
+    left: list[Component] = []
+    right: list[Component] = []
     if matrix:
-        parts += [
-            frame(STATE, scene, "span-7"),
-            html.Div([frame(NORMS, scene, ""), frame(SPECTRUM, scene, "")], className="column span-5"),
-            frame(TRACKED, scene, "span-7", above=[
-                html.Div(id="tracked-list", className="tracked-list"), view_slice("content", "tracked", (*TIME_FIELDS, "tracked")),
-            ]),
-            content_frame("largest", "Largest entries now", "The entries of largest magnitude in the state shown above.",
-                          [html.Div(id="largest-entries"), view_slice("content", "largest", (*TIME_FIELDS, "tracked"))], "span-5"),
+        followed = [html.Div(id="tracked-list", className="tracked-list"), view_slice("content", "tracked", (*TIME_FIELDS, "tracked"))]
+        largest = [html.Div(id="largest-entries"), view_slice("content", "largest", (*TIME_FIELDS, "tracked"))]
+        left += [frame(STATE, scene, ""), frame(TRACKED, scene, "", above=followed)]
+        right += [
+            frame(NORMS, scene, ""), frame(SPECTRUM, scene, ""),
+            content_frame("largest", "Largest entries now", "The entries of largest magnitude in the state shown.", largest, ""),
         ]  # fmt: skip
     if decay:
-        parts.append(frame(DECAY, scene, "span-7" if signals else "span-12"))
+        left.append(frame(DECAY, scene, ""))
     if signals:
-        parts.append(frame(SIGNALS, scene, "span-5" if decay else "span-12"))
+        right.append(frame(SIGNALS, scene, ""))
     if neurons:
-        parts += [
-            frame(NEURONS_X, scene, "span-6"), frame(NEURONS_Y, scene, "span-6"), frame(TOP_NEURONS, scene, "span-7"),
-            content_frame("neuron-list", "Most active neurons now", "",
-                          [html.Div(id="neuron-rows"), view_slice("content", "neuron", TIME_FIELDS)], "span-5"),
-        ]  # fmt: skip
+        listed = [html.Div(id="neuron-rows"), view_slice("content", "neuron", TIME_FIELDS)]
+        left += [frame(NEURONS_X, scene, ""), frame(NEURONS_Y, scene, "")]
+        right += [frame(TOP_NEURONS, scene, ""), content_frame("neuron-list", "Most active neurons now", "", listed, "")]
+    parts: list[Component] = [time]
+    if left or right:
+        parts += [html.Div(left, className="column span-7"), html.Div(right, className="column span-5")]
     if cache:
         words = html.P(
             [memory_words(scene.layer), " It grows with the text instead of being overwritten, so nothing here decays: what "

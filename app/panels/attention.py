@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from app.figures.attention import attention_map, head_mosaic, head_profiles, offset_profile
 from app.figures.common import Colours, number, token_label
-from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, StripPanel, TooLarge, scale_words
+from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, StripPanel, Table, TooLarge, scale_words
 from app.panels.words import is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
 from app.services import Scene
@@ -17,7 +17,7 @@ from workbench.lab.factors import LayerFactors
 
 WHOLE_MAP_CELLS = 2**25
 """A larger whole map is drawn from the pooled overview that the run stores."""
-TILE = 72
+TILE = 96
 ROW_SUM_TOKENS = 8192
 
 
@@ -44,6 +44,11 @@ class HeadMosaic(PicturePanel):
     words = "One small map per head. Each is coloured by its own largest weight. Click one to open it."
     depends = ("run",)
     height = 420
+
+    def table(self, scene: Scene) -> Table:
+        values = self.values(scene)
+        headers = ["", *(str(column) for column in range(values.shape[1]))]
+        return headers, ([str(row), *(float(v) for v in line)] for row, line in enumerate(values))
 
     def _overviews(self, scene: Scene) -> list[np.ndarray | None]:
         run = scene.opened()
@@ -74,7 +79,8 @@ class HeadMosaic(PicturePanel):
 # pooled maps of every head, one line per layer, side by side
 lines = [np.hstack(list(run.array(f"overview.{{layer}}"))) for layer in {layers}]
 widest = max(line.shape[1] for line in lines)
-values = np.vstack([np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant_values=np.nan) for line in lines])
+missing = [((0, 0), (0, widest - line.shape[1])) for line in lines]
+values = np.vstack([np.pad(line, gap, constant_values=np.nan) for line, gap in zip(lines, missing)])
 """
 
     def picture(self, scene: Scene, theme: Theme, size: int) -> bytes:
@@ -88,8 +94,12 @@ values = np.vstack([np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant
                 line.append(to_levels(tile, limit, "sqrt", signed))
             lines.append(line)
         heads = max(scene.heads_per_layer)
-        tile_size = max(12, min(TILE, 2048 // max(len(lines), heads) - 6))
-        return to_png(mosaic(lines, 3, tile_size), theme.table_name(signed))
+        tile_size = max(12, min(TILE, 2048 // max(len(lines), heads)))
+        return to_png(mosaic(lines, tile_size), theme.table_name(signed))
+
+    def aspect(self, scene: Scene) -> float | None:
+        rows, columns = self.shape(scene)
+        return (columns + 0.4) / (rows + 0.4)
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         self.shape(scene)
@@ -119,8 +129,11 @@ class AttentionMap(PicturePanel):
     title = "Who reads from whom"
     words = "Row = token that reads (query). Column = token that is read (key). Drag to zoom, click to pin a cell."
     depends = ("run", "layer", "head", "rows", "columns", "pooling", "scale")
-    height = 620
+    height = 640
     zoom = ("rows", "cols")
+
+    def aspect(self, scene: Scene) -> float | None:
+        return 1.0
 
     def shape(self, scene: Scene) -> tuple[int, int]:
         self.check(scene)
@@ -193,7 +206,8 @@ class AttentionMap(PicturePanel):
         (r0, r1), (c0, c1) = self.spans(scene)
         return f"""
 rows, columns = slice({r0}, {r1}), slice({c0}, {c1})
-values = np.where(factors.visible(rows, columns), factors.pattern({scene.view.head}, rows, columns), np.float32(np.nan))
+weights = factors.pattern({scene.view.head}, rows, columns)  # query, key
+values = np.where(factors.visible(rows, columns), weights, np.float32(np.nan))
 """
 
     def summary(self, scene: Scene) -> str:
@@ -235,7 +249,8 @@ class QueryRow(StripPanel):
     def snippet_body(self, scene: Scene) -> str:
         head, query = scene.view.head, scene.query
         return f"""
-values = np.where(factors.visible([{query}])[0], factors.row({head}, {query}), np.float32(np.nan))
+row = factors.row({head}, {query})  # key
+values = np.where(factors.visible([{query}])[0], row, np.float32(np.nan))
 """
 
 
@@ -246,7 +261,7 @@ class Received(Panel):
     title = "Who is read"
     words = "Mean weight (magnitude) that each token gets from the tokens that can see it. A tall spike is a sink."
     depends = ("run", "layer", "head")
-    height = 230
+    height = 270
 
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
@@ -328,7 +343,7 @@ class OffsetProfile(Panel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return offset_profile(self.values(scene), theme, panel=self.id)
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+    def table(self, scene: Scene) -> Table:
         return ["distance", "mean weight"], ([str(d), float(v)] for d, v in enumerate(self.values(scene)))
 
     def snippet_body(self, scene: Scene) -> str:

@@ -22,6 +22,7 @@ from workbench.lab.factors import FactorError
 from workbench.lab.runs import RunError
 
 Span = tuple[int, int]
+Table = tuple[list[str], Iterator[Sequence[str | float]]]
 LARGEST_CSV = 4_000_000
 TABLE_ROWS, TABLE_COLUMNS = 200, 24
 
@@ -57,7 +58,6 @@ class Panel:
     words: str
     depends: tuple[str, ...] = ("run",)
     height: int = 280
-    minimum_width: int | None = None
 
     def values(self, scene: Scene) -> np.ndarray:
         """The array that the panel draws, exactly."""
@@ -66,6 +66,10 @@ class Panel:
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         """The figure. Raises NothingToShow, RunError or FactorError with words for the reader."""
         raise NotImplementedError
+
+    def aspect(self, scene: Scene) -> float | None:
+        """Width : height that the figure keeps, up to its `height`; None for a figure of fixed height."""
+        return None
 
     def snippet_body(self, scene: Scene) -> str:
         """Python that sets `values`, given `run` (and `factors` where it is named)."""
@@ -79,7 +83,7 @@ class Panel:
         """One sentence that says what the figure shows, for readers who do not see it."""
         return self.words
 
-    def table(self, scene: Scene) -> tuple[list[str], Iterator[list[str | float]]]:
+    def table(self, scene: Scene) -> Table:
         """Column names and rows of the same numbers, for the table view and the CSV file."""
         values = np.atleast_1d(self.values(scene))
         if values.ndim == 1:
@@ -171,7 +175,7 @@ class PicturePanel(Panel):
         size = size or scene.pixels
         return -(-(rows[1] - rows[0]) // size), -(-(columns[1] - columns[0]) // size)
 
-    def table(self, scene: Scene) -> tuple[list[str], Iterator[list[str | float]]]:
+    def table(self, scene: Scene) -> Table:
         rows, columns = self.spans(scene)
         values = self.values(scene)
         headers = ["", *(str(column) for column in range(*columns))]

@@ -9,7 +9,7 @@ from app.figures.common import Colours, number, token_label
 from app.figures.neurons import neuron_order, neuron_raster, top_neurons
 from app.figures.state import cache_picture
 from app.panels.attention import head_words
-from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, scale_words
+from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, Table, scale_words
 from app.panels.words import memory_words
 from app.services import Scene
 from app.theme import Theme
@@ -168,11 +168,13 @@ class NeuronRaster(PicturePanel):
             "index": "np.arange(activity.shape[1])",
             "total": "np.argsort(-activity.sum(0, dtype=np.float64), kind='stable')",
             "peak": "np.argsort(-activity.max(0), kind='stable')",
-            "first": "np.argsort(np.where((activity > 0).any(0), (activity > 0).argmax(0), len(activity)), kind='stable')",
+            "first": "np.argsort(np.where(active.any(0), active.argmax(0), len(active)), kind='stable')",
         }
+        active = "active = activity > 0\n" if view.sort == "first" else ""
         return f"""
 activity = run.array("layer.{view.layer}.{self.which}")[{view.head}].astype(np.float32)  # pos, neuron
-values = activity[:, {orders[view.sort]}].T  # neurons sorted by {SORTS[view.sort]}
+{active}order = {orders[view.sort]}  # {SORTS[view.sort]}
+values = activity[:, order].T
 """
 
 
@@ -204,7 +206,7 @@ class TopNeurons(Panel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return top_neurons(self.neurons(scene), self.values(scene), scene.tokens, theme, panel=self.id)
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+    def table(self, scene: Scene) -> Table:
         values = self.values(scene)
         headers = ["token", *(f"neuron {neuron}" for neuron in self.neurons(scene))]
         return headers, ([token_label(scene.tokens, t), *map(float, values[:, t])] for t in range(values.shape[1]))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from app.figures.common import Colours, number, token_label
 from app.figures.overview import block_diagram, column_count, loss_strip, next_tokens, residual_norms
-from app.panels.base import NothingToShow, Panel, PicturePanel, Span, StripPanel
+from app.panels.base import NothingToShow, Panel, PicturePanel, Span, StripPanel, Table
 from app.panels.words import kind_words
 from app.services import Scene
 from app.theme import Theme
@@ -52,7 +52,7 @@ class Diagram(Panel):
     title = "How the model is built"
     words = "The line is the residual stream; every block reads from it and adds to it. Click a layer to choose it."
     depends = ("run", "layer")
-    height = 250
+    height = 190
 
     def blocks(self, scene: Scene) -> list[dict[str, Any]]:
         self.check(scene)
@@ -70,9 +70,9 @@ class Diagram(Panel):
 
     def width(self, scene: Scene) -> int:
         """Pixels below which the labels would collide."""
-        return 96 * column_count(self.blocks(scene))
+        return 118 * column_count(self.blocks(scene))
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+    def table(self, scene: Scene) -> Table:
         rows = ([str(b["layer"] if b["layer"] is not None else ""), str(b["label"]), str(b["detail"])] for b in self.blocks(scene))
         return ["layer", "block", "detail"], rows
 
@@ -172,10 +172,12 @@ class NextTokens(Panel):
         labels = [token_name(scene, token) for token in self._ids(scene)]
         return next_tokens(labels, values, theme, panel=self.id, actual=self._actual(scene))
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
-        ids, values = self._ids(scene), self.values(scene)
-        rows = ([token_name(scene, t), str(t), float(v), float(np.exp(v))] for t, v in zip(ids, values, strict=True))
-        return ["token", "id", "log probability", "probability"], rows
+    def table(self, scene: Scene) -> Table:
+        rows: list[list[str | float]] = [
+            [token_name(scene, token), str(token), float(value), float(np.exp(value))]
+            for token, value in zip(self._ids(scene), self.values(scene), strict=True)
+        ]
+        return ["token", "id", "log probability", "probability"], iter(rows)
 
     def snippet_body(self, scene: Scene) -> str:
         return f'values = run.array("next.log_probs")[{scene.query}]  # token ids: run.array("next.ids")'

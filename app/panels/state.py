@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.common import Colours, number, token_label
+from app.figures.common import Colours, number, token_label, token_lines
 from app.figures.state import rank_words, signal_raster, singular_values, state_norms, state_picture, tracked_entries
 from app.panels.attention import head_words
-from app.panels.base import NothingToShow, Panel, PicturePanel, Span, scale_words
+from app.panels.base import NothingToShow, Panel, PicturePanel, Span, Table, scale_words
 from app.panels.words import memory_words, state_axes
 from app.services import Scene
 from app.theme import Theme
@@ -155,7 +155,7 @@ class Spectrum(Panel):
         names = (f"after token {scene.position}", f"after token {other}")
         return singular_values(values, second, theme, panel=self.id, names=names)
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+    def table(self, scene: Scene) -> Table:
         return ["rank", "singular value"], ([str(i + 1), float(v)] for i, v in enumerate(self.values(scene)))
 
     def facts(self, scene: Scene) -> list[str]:
@@ -277,8 +277,6 @@ class Signals(Panel):
         return np.stack([scene.opened().array(name)[scene.view.head] for _, name in named])
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        from app.figures.common import token_lines
-
         values = self.values(scene)
         series = list(zip([label for label, _ in self._named(scene)], values, strict=True))
         return token_lines(series, scene.tokens, theme, y_title="value", panel=self.id, role="position", click="position",
@@ -324,7 +322,7 @@ class TrackedEntries(Panel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return tracked_entries(self.entries(scene), self.values(scene), scene.tokens, theme, panel=self.id)
 
-    def table(self, scene: Scene):  # type: ignore[no-untyped-def]
+    def table(self, scene: Scene) -> Table:
         values = self.values(scene)
         headers = ["token", *(f"[{row}, {column}]" for row, column in self.entries(scene))]
         return headers, ([token_label(scene.tokens, t), *map(float, values[:, t])] for t in range(values.shape[1]))

@@ -1,0 +1,77 @@
+"""Runs to look at, and the dashboard over them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from dash import Dash
+from flask.testing import FlaskClient
+
+from app.dashboard import build_app, make_dashboard_server
+from app.services import Services
+from tests.app.dashboard.fake_models import FakeModels
+from workbench.lab.jobs import JobQueue
+from workbench.lab.runs import RunStore
+from workbench.lab.synthetic_runs import write_synthetic_runs
+
+TOKENS = 60
+
+
+@dataclass(frozen=True)
+class RunIds:
+    """Ids of the runs of the session's store."""
+
+    softmax: str
+    gated: str
+    bdh: str
+    long: str
+
+    def each(self) -> tuple[str, ...]:
+        return self.softmax, self.gated, self.bdh
+
+
+@pytest.fixture(scope="session")
+def run_store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return RunStore(tmp_path_factory.mktemp("dashboard-runs"))
+
+
+@pytest.fixture(scope="session")
+def run_ids(run_store: RunStore) -> RunIds:
+    return RunIds(*write_synthetic_runs(run_store, tokens=TOKENS, long=True))
+
+
+@pytest.fixture(scope="session")
+def services(run_store: RunStore, run_ids: RunIds) -> Services:
+    jobs = JobQueue()
+    return Services(run_store, jobs, FakeModels(run_store, jobs))
+
+
+@pytest.fixture(scope="session")
+def dashboard(run_store: RunStore, run_ids: RunIds) -> Dash:
+    jobs = JobQueue()
+    return build_app(run_store, jobs, FakeModels(run_store, jobs))
+
+
+@pytest.fixture
+def client(dashboard: Dash) -> FlaskClient:
+    return dashboard.server.test_client()
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running dashboard over its own store, so that starting and deleting runs disturbs no other test."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    store, jobs = RunStore(tmp_path_factory.mktemp("browser-runs")), JobQueue()
+    write_synthetic_runs(store, tokens=TOKENS)
+    server = make_dashboard_server(build_app(store, jobs, FakeModels(store, jobs)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join(timeout=10)
+    server.server_close()
+    jobs.shutdown(timeout=10)
