@@ -1,0 +1,30 @@
+"""Measurements on the Dragon Hatchling: synapses, exact attribution of its state, sparsity, and edits of single synapses.
+
+Words used in this package, for a model with L layers over one set of weights:
+
+neuron (head, j)    one of N per head. x [batch, head, pos, neuron] is its sparse activity, y = x ⊙ gate its gated activity.
+state ρ_l           [batch, head, neuron, d_model], fixed frame: Σ_τ (R_τ x_{τ,l}) ⊗ v_{τ,l}, v the residual stream entering layer l.
+synapse             source neuron's y at layer k to target neuron's x at layer l > k (the paper: k = l − 1).
+coefficient c       v_{τ,l} = c_emb cen(embedding) + Σ_{k<l} c_{τ,k→l} cen(E y_{τ,k}): the layer norms' scales, taken as they were.
+
+Position 0 reads nothing, so y = 0 there; no statistic includes it.
+"""
+
+from workbench.lazy import lazy_names
+
+_HOME = {
+    "Synapse": "capture",
+    "capture_writes": "capture",
+    "trace_synapses": "synapses",
+    "SynapseTraces": "synapses",
+    "sparse_activations": "sparse",
+    "SparseActivations": "sparse",
+}
+
+__all__ = sorted(_HOME)
+
+__getattr__ = lazy_names(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]
