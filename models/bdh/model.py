@@ -93,6 +93,8 @@ class BDHWeights(KeepsPrecision):
 class BDHAttention(nn.Module):
     """The parameter-free linear attention of one layer, with its hook points."""
 
+    slots = ("state",)  # what it carries from call to call
+
     def __init__(self, config: BDHConfig, shared: BDHWeights) -> None:
         super().__init__()
         self.config, self.shared = config, [shared]

@@ -44,6 +44,8 @@ class Mamba2Config:
 class Mamba2(nn.Module):
     """The Mamba-2 mixer of one layer. [batch, pos, d_model] -> same."""
 
+    slots = ("state", "conv")  # what it carries from call to call
+
     def __init__(self, config: Mamba2Config, d_model: int, switches: dict[str, bool]) -> None:
         super().__init__()
         if config.d_conv < 1:

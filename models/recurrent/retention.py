@@ -38,6 +38,8 @@ class RetentionConfig:
 class Retention(KeepsPrecision):
     """Multi-scale retention of one layer. [batch, pos, d_model] -> same."""
 
+    slots = ("state",)  # what it carries from call to call
+
     def __init__(self, config: RetentionConfig, d_model: int, switches: dict[str, bool]) -> None:
         super().__init__()
         self.config, self.n_heads = config, config.n_heads

@@ -42,9 +42,11 @@ class Mixer(Protocol):
 
     `factor_points` are the hook points whose tensors determine the pattern and the state: `query`, `key`, `value` and, where they exist,
     `log_decay` and `write`. `constant_factors()` gives those that do not depend on the input, e.g. RetNet's decays [head].
+    `slots` names what the mixer carries from call to call (the slots of `ModelState`).
     """
 
     factor_points: dict[str, HookPoint]
+    slots: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
         """The layer record of a run manifest (docs/architecture.md, section 4)."""
@@ -63,7 +65,8 @@ class HookHandle:
 
     def remove(self) -> None:
         """Detach; harmless if already detached."""
-        detach_permanently(self._groups)
+        for group in self._groups:
+            detach_permanently(group.points, group.entry)
 
 
 class HookedModel(nn.Module):
@@ -237,7 +240,8 @@ class HookedModel(nn.Module):
     def add_hook(self, selection: Selection, function: Any, *, backward: bool = False) -> HookHandle:
         """Attach for all calls of all threads until `handle.remove()` or `reset_hooks()`."""
         groups = self._groups([(selection, function)], backward)
-        attach_permanently(groups)
+        for group in groups:
+            attach_permanently(group)
         return HookHandle(groups)
 
     def list_hooks(self) -> dict[str, int]:
@@ -246,8 +250,7 @@ class HookedModel(nn.Module):
 
     def reset_hooks(self) -> None:
         """Take off all permanent hooks. Hooks of calls and `with` blocks need no resetting: they leave with them."""
-        for point in self.hook_points.points.values():
-            point.permanent = ()
+        detach_permanently(self.hook_points.points.values())
 
     # ------------------------------------------------------------------ caching
 
