@@ -19,6 +19,15 @@ _HOME = {
     "SynapseTraces": "synapses",
     "sparse_activations": "sparse",
     "SparseActivations": "sparse",
+    "strongest_synapses": "top_synapses",
+    "most_changed_synapses": "top_synapses",
+    "most_read_synapses": "top_synapses",
+    "search_cost": "top_synapses",
+    "TopSynapses": "top_synapses",
+    "read_circuit": "reading",
+    "ReadCircuit": "reading",
+    "matching_pairs": "reading",
+    "MatchingPairs": "reading",
 }
 
 __all__ = sorted(_HOME)
