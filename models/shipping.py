@@ -1,6 +1,7 @@
 """From a finished training to a shipped model: weights, configuration and a card on which every number can be checked.
 
-    python -m models.shipping TRAINING_FOLDER NAME --title "..." --description "..." --order 1
+    python -m models.shipping ship TRAINING_FOLDER NAME --architecture gpt --preset demo --title "..." --description "..."
+    python -m models.shipping page                          docs/models.md, from the registry and the cards
 
 `TRAINING_FOLDER` is what `workbench train --out` wrote. The card carries the data with its hash and licence, the command, the loss curve,
 and the metrics, among them the n-gram reference that the model has to beat.
@@ -81,19 +82,76 @@ def trained_model(folder: Path, architecture: str, preset: str) -> Decoder:
     return model.eval()
 
 
+def models_page() -> str:
+    """docs/models.md: the architectures of the registry and the shipped models with what their cards say."""
+    records = registry.list_models()
+    lines = [
+        "# Models",
+        "",
+        "This page is written by `python -m models.shipping page` from the registry and the cards; a test compares it with them.",
+        "",
+        "## Shipped",
+        "",
+        "All text models saw the same bytes in the same number of steps. Losses are nats per byte on held-out text; the 3-gram is an",
+        "interpolated Kneser–Ney model of the same training text, on the same windows.",
+        "",
+        "| name | architecture | parameters | held-out loss | 3-gram | data | licence of the data |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    shipped = [record for record in records if record.provenance == "trained"]
+    for record in shipped:
+        metrics = record.card["metrics"]
+        reference = next((f"{v:.3f}" for k, v in metrics["references"].items() if "windows" in k), "–")
+        corpora = record.card["data"].get("corpora")
+        data = corpora[0]["name"] if corpora else record.card["data"]["task"]["name"]
+        lines.append(
+            f"| `{record.name}` | {record.architecture} | {record.parameters:,} | {metrics['validation_loss']:.3f} | {reference} "
+            f"| {data} | {record.card['licence']} |"
+        )
+    for record in shipped:
+        lines += ["", f"### {record.name}", "", record.description, "", "```", record.card["command"], "```", ""]
+        for corpus in record.card["data"].get("corpora", []):
+            lines.append(
+                f"- {corpus['name']} ({corpus['split']}): {corpus['bytes']:,} bytes, sha256 `{corpus['sha256']}`"
+            )
+        metrics = record.card["metrics"]
+        lines.append(
+            f"- {metrics['tokens']:,} tokens, {metrics['cpu_seconds']:.0f} CPU seconds on one thread of {metrics['machine']}"
+        )
+        lines.append(f"- weights sha256 `{record.card['weights_sha256']}`")
+        evaluated = [point for point in record.card["curve"] if point["validation_loss"] is not None]
+        steps = evaluated[:: max(1, len(evaluated) // 6)]
+        lines.append("- held-out loss by step: " + ", ".join(f"{p['step']}: {p['validation_loss']:.3f}" for p in steps))
+        for name, value in record.card.get("circuit", {}).items():
+            lines.append(f"- {name}: {value}")
+    lines += ["", "## Architectures", "", "| name | family | paper | shows | description |", "|---|---|---|---|---|"]
+    for kind in registry.ARCHITECTURES.values():
+        lines.append(
+            f"| `{kind.name}` | {kind.family} | {kind.paper or '–'} | {', '.join(kind.shows)} | {kind.description} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("training", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("--architecture", required=True)
-    parser.add_argument("--preset", required=True)
-    parser.add_argument("--title", required=True)
-    parser.add_argument("--description", required=True)
-    parser.add_argument("--command", default=None, help="the command that reproduces the training, for the card")
-    parser.add_argument("--order", type=int, default=50, help="place in lists")
-    parser.add_argument("--extra", type=Path, default=None, help="JSON file with further facts for the card")
+    actions = parser.add_subparsers(dest="action", required=True)
+    page = actions.add_parser("page")
+    page.add_argument("--to", type=Path, default=Path(__file__).parent.parent / "docs" / "models.md")
+    shipping = actions.add_parser("ship")
+    shipping.add_argument("training", type=Path)
+    shipping.add_argument("name")
+    shipping.add_argument("--architecture", required=True)
+    shipping.add_argument("--preset", required=True)
+    shipping.add_argument("--title", required=True)
+    shipping.add_argument("--description", required=True)
+    shipping.add_argument("--command", default=None, help="the command that reproduces the training, for the card")
+    shipping.add_argument("--order", type=int, default=50, help="place in lists")
+    shipping.add_argument("--extra", type=Path, default=None, help="JSON file with further facts for the card")
     arguments = parser.parse_args()
+    if arguments.action == "page":
+        arguments.to.write_text(models_page())
+        return
     card = {"title": arguments.title, "description": arguments.description, "order": arguments.order}
     if arguments.command:
         card["command"] = arguments.command
