@@ -1,7 +1,7 @@
 """Configurations as plain JSON and back. Nested dataclasses carry their `kind` or are known by their field."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from workbench.instrument.errors import suggestion
@@ -21,7 +21,7 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
     """Build `kind` from plain data.
 
     Raises:
-        ValueError: an unknown field, with the nearest known one, or an unknown mixer kind.
+        ValueError: an unknown field, with the nearest known one, a missing field, or an unknown mixer kind.
     """
     from models.mixers import CONFIGS
     from models.parts.channel_mixers import MLPConfig
@@ -33,7 +33,9 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
             raise ValueError(
                 f"{kind.__name__} has no field {name!r}.{suggestion(name, known)} Its fields: {', '.join(sorted(known))}."
             )
-        if isinstance(value, Mapping) and name == "mixer":
+        if name == "mixer":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{kind.__name__}: mixer is {type(value).__name__}, expected an object with its kind.")
             mixer = value.get("kind", "attention")
             if mixer not in CONFIGS:
                 raise ValueError(
@@ -43,4 +45,7 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
         elif isinstance(value, Mapping) and name == "mlp":
             value = config_from_json(MLPConfig, value)
         values[name] = value
+    for item in fields(kind):  # type: ignore[arg-type]
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{kind.__name__} lacks the field {item.name!r}, which has no default.")
     return kind(**values)

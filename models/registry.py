@@ -40,6 +40,9 @@ def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -
 
     Args:
         name: architecture. preset: starting configuration. config: a whole configuration instead. changes: fields to change.
+
+    Raises:
+        UnknownModel: no such architecture or preset. ValueError: a configuration of another class, or a field that it lacks.
     """
     record = architecture(name)
     if config is None:
@@ -48,6 +51,8 @@ def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -
                 f"{name!r} has no preset {preset!r}.{suggestion(preset, record.presets)} It has: {', '.join(record.presets)}."
             )
         config = record.presets[preset]
+    elif not isinstance(config, record.config):
+        raise ValueError(f"{name!r} is built from a {record.config.__name__}, got {type(config).__name__}.")
     known = {item.name for item in fields(config)}
     for change in changes:
         if change not in known:
@@ -105,7 +110,7 @@ def list_models() -> list[ModelRecord]:
 def _record(
     name: str, title: str, kind: Architecture, provenance: str, description: str, card: dict[str, Any]
 ) -> ModelRecord:
-    # Counting needs a model; the meta device builds one without memory. Cards carry the counts of shipped models.
+    # Counting needs a model, a tiny one. Cards carry the counts of shipped models.
     if "parameters" in card and "hook_points" in card:
         parameters, points = card["parameters"], card["hook_points"]
     else:
@@ -200,13 +205,22 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> Decoder:
 
 
 def _load_folder(folder: Path, dtype: Any) -> Decoder:
-    from workbench.lab.checkpoints import load_weights
+    from workbench.lab.checkpoints import load_config, load_weights
 
-    record = json.loads((folder / "config.json").read_text())
+    record = load_config(folder)
+    for key in ("architecture", "config"):
+        if not isinstance(record, dict) or key not in record:
+            raise ValueError(f"{folder}: config.json has no {key!r}. Expected a folder written by models.save.")
     kind = architecture(record["architecture"])
     model = kind.module(config_from_json(kind.config, record["config"]))
     model.to(dtype=dtype)  # before the weights come, so that float64 weights are not rounded on their way
     weights = load_weights(folder)
+    for name, own in model.state_dict().items():
+        if name in weights and weights[name].shape != own.shape:
+            shape, expected = tuple(weights[name].shape), tuple(own.shape)
+            raise ValueError(
+                f"{folder}: weights do not fit {kind.name}: {name} is {shape}, its configuration says {expected}."
+            )
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(
