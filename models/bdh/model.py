@@ -41,7 +41,7 @@ from workbench.instrument.hooked_model import Mixer
 class BDHConfig:
     """Args:
     n_layers, d_model, n_heads, vocab_size: L, d, h, Ω. n_neurons: n, over all heads (published default 32,768 = 128·d).
-    theta: RoPE base. dropout: on y while training. init_std, seed: of the initial weights.
+    theta: RoPE base. dropout: on y while training. init_std, seed: of the initial weights. norm_eps: of every layer norm.
     """
 
     n_layers: int = 6
@@ -54,6 +54,7 @@ class BDHConfig:
     chunk_size: int | None = None
     init_std: float = 0.02
     seed: int = 0
+    norm_eps: float = 1e-5
 
 
 def rope_frequencies(neurons_per_head: int, theta: float) -> Tensor:
@@ -149,14 +150,14 @@ class BDHLayer(nn.Module):
         self.hook_x = HookPoint("neuron", "batch head pos neuron")
         self.attn = BDHAttention(config, shared)
         self.hook_a = HookPoint("z", "batch head pos d_model")
-        self.ln_a = Norm("layer", config.d_model, affine=False, axes="batch head pos d_model")
+        self.ln_a = Norm("layer", config.d_model, config.norm_eps, affine=False, axes="batch head pos d_model")
         self.hook_gate_pre = HookPoint("gate_pre", "batch head pos neuron")
         self.hook_gate = HookPoint("gate", "batch head pos neuron")
         self.hook_y = HookPoint("neuron_gated", "batch head pos neuron")
         self.hook_u_pre = HookPoint("mixer_out_pre", "batch pos d_model")
-        self.ln_u = Norm("layer", config.d_model, affine=False)
+        self.ln_u = Norm("layer", config.d_model, config.norm_eps, affine=False)
         self.hook_v_sum = HookPoint("resid_sum", "batch pos d_model")
-        self.ln_v = Norm("layer", config.d_model, affine=False)
+        self.ln_v = Norm("layer", config.d_model, config.norm_eps, affine=False)
         self.hook_resid_post = HookPoint("resid_post", "batch pos d_model")
 
     @property
@@ -189,7 +190,7 @@ class BDH(Decoder):
         self.tokenizer = default_tokenizer(config.vocab_size)
         self.embed = Embed(config.vocab_size, config.d_model)
         self.hook_embed = HookPoint("embed", "batch pos d_model")
-        self.ln_embed = Norm("layer", config.d_model, affine=False)
+        self.ln_embed = Norm("layer", config.d_model, config.norm_eps, affine=False)
         self.weights = BDHWeights(config)
         self.blocks = nn.ModuleList(BDHLayer(config, self.weights) for _ in range(config.n_layers))
         self.unembed = Unembed(config.d_model, config.vocab_size, tied=None, bias=False)

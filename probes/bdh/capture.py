@@ -141,6 +141,7 @@ class Writes:
     y: dict[int, Tensor]
     coefficients: dict[Source, Tensor]
     encoder: Tensor
+    norm_eps: float
 
     @property
     def sources(self) -> list[Source]:
@@ -207,6 +208,7 @@ def capture_writes(
         y={k: cache[f"blocks.{k}.hook_y"].to(precise) for k in range(layer)},
         coefficients=coefficients(scales, layer),
         encoder=centred_encoder(model).to(precise),
+        norm_eps=model.config.norm_eps,
     )
 
 

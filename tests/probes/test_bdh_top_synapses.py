@@ -94,7 +94,7 @@ def test_read_scores_entry_by_entry(model: BDH, tokens: Tensor) -> None:
     for synapse, score in zip(found.synapses, found.scores, strict=True):
         (a, i), (b, j) = synapse.source, synapse.target
         weights = [run.scale[2, t][1][0] * run.y[1, t][a, i] * run.key[2, t][b, j] for t in range(at)]
-        row = model.weights.E[a, i] - model.weights.E[a, i].mean()
+        row = (model.weights.E[a, i] - model.weights.E[a, i].mean()).detach()
         expected = run.key[2, at][b, j] * torch.stack(weights).sum() * (row @ reading.gradient[0, b])
         assert abs(float(expected - score)) < EXACT
 
