@@ -90,6 +90,7 @@ class Scene:
     run: Run | None
     problem: str | None
     cache: LeastRecentlyUsed = field(repr=False)
+    models: ModelCatalogue = field(repr=False)
     pixels: int = 512
 
     @property
@@ -172,13 +173,13 @@ class Services:
         if not run_id:
             newest = self.trace_entries()[:1]
             if not newest:
-                return Scene(view, None, None, self._cache, pixels)
+                return Scene(view, None, None, self._cache, self.models, pixels)
             run_id = newest[0].id
         try:
             run = self.open_run(run_id)
         except RunError as error:
-            return Scene(view, None, str(error), self._cache, pixels)
-        scene = Scene(view.change(run=run_id), run, None, self._cache, pixels)
+            return Scene(view, None, str(error), self._cache, self.models, pixels)
+        scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
-from dash import html
+from dash import Dash, Output, html
 from dash.development.base_component import Component
 
-from app.frames import frame
+from app.frames import frame, scene_of_slice, slice_input, view_slice
 from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice
 from app.panels.attention import PANELS
 from app.panels.words import pattern_words
@@ -15,9 +16,8 @@ from app.services import Scene, Services
 
 
 def structure(scene: Scene) -> Hashable:
-    """The head list depends on the layer; so do the words about its pattern."""
-    layer = scene.layer
-    return (layer["n_heads"], tuple(pattern_words(layer)) if layer.get("form") else None) if layer else None
+    """The list of heads depends on the layer."""
+    return scene.layer["n_heads"] if scene.layer else None
 
 
 def controls(scene: Scene) -> Sequence[Component]:
@@ -26,8 +26,7 @@ def controls(scene: Scene) -> Sequence[Component]:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     heads, pattern, row, received, row_profile, offsets = PANELS
-    facts = pattern_words(scene.layer) if scene.layer and scene.layer.get("form") else []
-    chips = html.Div([html.Span(fact, className="chip") for fact in facts], className="chip-row")
+    chips = html.Div([html.Div(id="pattern-chips", className="chip-row"), view_slice("content", "pattern-chips", ("run", "layer"))])
     zoom = html.Div(
         [
             html.Button("Zoom to the pinned token", className="tool-button is-framed", type="button", **{"data-action": "near"}),
@@ -49,6 +48,15 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     ]
 
 
+def register(app: Dash, services: Services) -> None:
+    @app.callback(Output("pattern-chips", "children"), slice_input("content", "pattern-chips"))
+    def show_pattern_words(data: dict[str, Any] | None) -> Any:
+        if not data or not data.get("view"):
+            return []
+        layer = scene_of_slice(services, data["view"]).layer
+        return [html.Span(fact, className="chip") for fact in pattern_words(layer)] if layer and layer.get("form") else []
+
+
 PAGE = Page(
     name="attention",
     title="Attention",
@@ -59,4 +67,5 @@ PAGE = Page(
     panels=PANELS,
     structure=structure,
     controls=controls,
+    register=register,
 )

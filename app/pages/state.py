@@ -40,7 +40,10 @@ def _form(scene: Scene) -> tuple[bool, ...]:
 
 
 def structure(scene: Scene) -> Hashable:
-    return (_form(scene), scene.layer["n_heads"], memory_words(scene.layer)) if scene.layer else None
+    if scene.layer is None:
+        return None
+    form = _form(scene)
+    return form, scene.layer["n_heads"], memory_words(scene.layer) if form[0] else None
 
 
 def controls(scene: Scene) -> Sequence[Component]:

@@ -18,7 +18,25 @@ from workbench.lab.pooling import pool
 
 
 def blocks_of(scene: Scene) -> list[dict[str, Any]]:
-    """The block list of a run's model, from its manifest: `{kind, label, detail, layer}` in the order of the forward pass."""
+    """The block list of a run's model, `{kind, label, detail, layer}` in the order of the forward pass.
+
+    The model catalogue knows it best; for a model that it does not know (any more), the run's manifest says enough.
+    """
+    return scene.once("blocks", make=lambda: _known_blocks(scene) or _recorded_blocks(scene))
+
+
+def _known_blocks(scene: Scene) -> list[dict[str, Any]]:
+    run = scene.opened()
+    try:
+        blocks = [dict(block) for block in scene.models.describe(str(run.model.get("name")))["blocks"]]
+    except (ValueError, LookupError):
+        return []
+    # A catalogue may since have given the name to another model.
+    same = {block.get("layer") for block in blocks} - {None} == set(range(len(run.layers)))
+    return blocks if same else []
+
+
+def _recorded_blocks(scene: Scene) -> list[dict[str, Any]]:
     run = scene.opened()
     names = [str(point["name"]) for point in run.manifest.get("hook_points", [])]
     blocks: list[dict[str, Any]] = [{"kind": "embed", "label": "Embedding", "detail": "tokens in", "layer": None}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,12 +61,17 @@ def client(dashboard: Dash) -> FlaskClient:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running dashboard over its own store, so that starting and deleting runs disturbs no other test."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    store, jobs = RunStore(tmp_path_factory.mktemp("browser-runs")), JobQueue()
-    write_synthetic_runs(store, tokens=TOKENS)
-    server = make_dashboard_server(build_app(store, jobs, FakeModels(store, jobs)))
+def browser_store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """The store behind `address`: its own, so that starting and deleting runs disturbs no other test."""
+    return RunStore(tmp_path_factory.mktemp("browser-runs"))
+
+
+@pytest.fixture(scope="session")
+def address(browser_store: RunStore) -> Iterator[str]:
+    """Where a running dashboard answers."""
+    write_synthetic_runs(browser_store, tokens=TOKENS)
+    jobs = JobQueue()
+    server = make_dashboard_server(build_app(browser_store, jobs, FakeModels(browser_store, jobs, seconds=0.4)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.port}"

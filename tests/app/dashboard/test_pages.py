@@ -20,6 +20,7 @@ from app.pages.overview import start
 from app.pages.runs import delete, problems, rows
 from app.pages.state import largest_entries, neuron_table, tracked_chips
 from app.panels.base import NothingToShow, Panel, StripPanel
+from app.panels.overview import blocks_of
 from app.services import Services
 from app.shell import inspector
 from app.view_state import ViewState
@@ -186,6 +187,18 @@ def test_lists_of_the_state_page(services: Services, run_ids: RunIds) -> None:
     softmax = services.scene(ViewState(run=run_ids.softmax))
     assert "KV cache" in text_of(largest_entries(softmax)) and tracked_chips(softmax, None) == []
     assert "BDH" in text_of(neuron_table(softmax))
+
+
+def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(own: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = write_synthetic_runs(own.store, tokens=8)[0]
+    assert [block["label"] for block in blocks_of(own.scene(ViewState(run=run_id)))] == [
+        "Embedding", "Softmax attention", "Softmax attention", "Unembedding",
+    ]  # fmt: skip
+    for n_layers, expected in ((2, "MLP"), (3, "Unembedding")):
+        blocks = [{"kind": "mlp", "label": "MLP", "detail": "64", "layer": layer} for layer in range(n_layers)]
+        monkeypatch.setattr(own.models, "describe", lambda name, blocks=blocks: {"blocks": blocks, "hook_points": []})
+        own.forget_run(run_id)
+        assert blocks_of(own.scene(ViewState(run=run_id)))[-1]["label"] == expected
 
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
