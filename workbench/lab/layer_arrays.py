@@ -13,6 +13,9 @@ FACTOR_AXES = {
     "value": ("head", "pos", "width"),
     "x": ("head", "pos", "neuron"),
     "y": ("head", "pos", "neuron"),
+    "pattern": ("head", "query", "key"),
+    "states": ("head", "stored", "state_k", "state_v"),
+    "state_positions": ("stored",),
 }
 SUMMARY_AXES = {"overview": ("head", "query_bin", "key_bin")}
 UNITS = {"log_normaliser": "nats", "log_decay": "nats per token", "entropy": "nats"}

@@ -2,10 +2,14 @@
 
 What is stored are the *factors* of every layer (queries, keys, values, decays, writes), not patterns or states: `workbench.lab.factors`
 evaluates any tile of a pattern, or the state after any token, exactly from them. The memory is O(tokens), never tokens × tokens.
+The exception are layers whose pattern or state an intervention overwrites: factors no longer tell what the model went on with, so such a
+layer is stored as it was (`form = dense`), its pattern whole and its states at as many positions as fit.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -30,6 +34,11 @@ SIGNALS = {
 }
 NEURONS = {"neuron": "x", "neuron_gated": "y"}
 
+# Editing one of these overwrites what the factors of a layer determine.
+DETERMINED = {"pattern": "pattern", "scores": "pattern", "position_bias": "pattern", "state": "state"}
+LARGEST_PATTERN = 2**26  # cells of one layer's pattern that a run stores whole
+STORED_STATE_NUMBERS = 2**22  # numbers of one layer's states that a run stores
+
 
 class TraceCancelled(RuntimeError):
     """The trace was cancelled; nothing was stored."""
@@ -52,14 +61,16 @@ def trace_run(
     Args:
         model: a hooked decoder with `mixers` and, for text, a tokenizer. text: text, or token ids [pos] or [1, pos].
         store: where the run goes. title: shown in lists (default: the text's beginning).
-        interventions: applied during the run and recorded in it. layers: store factors of these layers only (None: all).
+        interventions: applied during the run and recorded in it (declarative ones: a function cannot be written down).
+        layers: store factors of these layers only (None: all); negative ones count from the last.
         progress: called as (fraction, message). cancel: when set, nothing is written and `TraceCancelled` is raised.
 
     Returns:
         The stored `Run`.
 
     Raises:
-        ValueError: more than one sequence, an empty text, or a text longer than the model reads. HookError: a faulty intervention.
+        ValueError: more than one sequence, an empty text, a text longer than the model reads, a layer that does not exist, or an edited
+            pattern too large to store. HookError: a faulty intervention. TraceCancelled: `cancel` was set.
     """
     started = time.monotonic()
 
@@ -75,15 +86,15 @@ def trace_run(
     tokens = model.to_tokens(text)
     if tokens.shape[0] != 1:
         raise ValueError(f"A trace holds one sequence; got a batch of {tokens.shape[0]}.")
-    chosen = (
-        list(range(model.n_layers)) if layers is None else sorted({range(model.n_layers)[layer] for layer in layers})
-    )
-    mixers = {layer: model.mixers[layer] for layer in chosen}
-    kept = {layer: _points_of_layer(model, layer) for layer in chosen}
+    length = tokens.shape[1]
+    chosen = _chosen_layers(layers, model.n_layers)
+    overwritten = _overwritten(model, interventions)
+    plans = {layer: _plan(model, layer, length, overwritten.get(layer, set())) for layer in chosen}
     stream = _stream_points(model)
-    names = list(dict.fromkeys([p.name for p in stream] + [p.name for points in kept.values() for p in points]))
+    wanted = [p.name for p in stream] + [address for plan in plans.values() for address in plan.addresses]
+    names = list(dict.fromkeys(wanted))
     step(0.05, "running the model")
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         logits, cache = model.run_with_cache(tokens, names=names, hooks=list(interventions), dtype=torch.float32)
 
     ids = tokens[0].tolist()
@@ -97,7 +108,7 @@ def trace_run(
         records = []
         for number, layer in enumerate(chosen):
             step(0.1 + 0.8 * number / len(chosen), f"storing layer {layer}")
-            records.append(_add_layer(run, layer, mixers[layer], kept[layer], cache, tokens.shape[1]))
+            records.append(_add_layer(run, plans[layer], cache, length))
         step(0.92, "storing predictions")
         _add_predictions(run, logits[0].float(), tokens[0])
         # one step of a model that repeats its blocks: the last pass is what the head reads
@@ -107,7 +118,7 @@ def trace_run(
             tokens={
                 "ids": ids,
                 "strings": strings,
-                "tokenizer": type(model.tokenizer).__name__ if model.tokenizer else "none",
+                "tokenizer": model.tokenizer.name if model.tokenizer is not None else "none",
             },
             layers=records,
             hook_points=[_hook_record(point) for point in model.hook_points.points.values()],
@@ -119,18 +130,95 @@ def trace_run(
     return store.open(run.id)
 
 
-def _points_of_layer(model: HookedModel, layer: int) -> list[HookPoint]:
-    """The factor points of a layer's mixer, its signals and (BDH) its neurons."""
-    points = list(model.mixers[layer].factor_points.values())
-    for point in model.hook_points.points.values():
-        if (
-            point.layer_index == layer
-            and point.role in SIGNALS
-            and {"head", "pos"} <= set(point.axes)
-            and len(point.axes) == 4
-        ):
-            points.append(point)
-    return points
+@contextmanager
+def _evaluating(model: HookedModel) -> Iterator[None]:
+    """Without dropout, which would make the run one of many."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    if layers is None:
+        return list(range(n_layers))
+    for layer in layers:
+        if not -n_layers <= layer < n_layers:
+            raise ValueError(f"Layer {layer} is out of range: this model has layers 0..{n_layers - 1}.")
+    if not len(layers):
+        raise ValueError("The list of layers is empty. Expected at least one layer, or None for all.")
+    return sorted({layer % n_layers for layer in layers})
+
+
+def _overwritten(model: HookedModel, interventions: Sequence[Intervention]) -> dict[int, set[str]]:
+    """Which layers have their `"pattern"` or `"state"` overwritten in the pass that is stored (the last, where depth shares weights)."""
+    found: dict[int, set[str]] = {}
+    for item in interventions:
+        if not isinstance(item, Intervention):
+            raise ValueError(
+                f"A run records its interventions, so they must be declarative; got {item!r}. Expected e.g. Ablate, Patch, EditPattern."
+            )
+        for _, selected in model.hook_points.resolve(item.targets(model.hook_points)):
+            for s in selected:
+                if (
+                    s.point.role in DETERMINED
+                    and s.point.layer_index is not None
+                    and s.step in (None, s.point.steps - 1)
+                ):
+                    found.setdefault(s.point.layer_index, set()).add(DETERMINED[s.point.role])
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is kept of one layer: its factors and signals always; of an overwritten layer the pattern and the states at some positions."""
+
+    layer: int
+    mixer: Any
+    signals: list[HookPoint]
+    overwritten: set[str]
+    pattern: HookPoint | None
+    state: HookPoint | None
+    state_positions: list[int]
+
+    @property
+    def states(self) -> str:
+        """Address of the states to keep."""
+        assert self.state is not None
+        return f"{self.state.name}[{','.join(map(str, self.state_positions))}]"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Everything to cache."""
+        names = [point.name for point in (*self.mixer.factor_points.values(), *self.signals)]
+        if self.overwritten:
+            assert self.pattern is not None
+            names += [self.pattern.name] + ([self.states] if self.state is not None else [])
+        return names
+
+
+def _plan(model: HookedModel, layer: int, length: int, overwritten: set[str]) -> _Plan:
+    points = [point for point in model.hook_points.points.values() if point.layer_index == layer]
+    signals = [p for p in points if p.role in SIGNALS and {"head", "pos"} <= set(p.axes) and len(p.axes) == 4]
+    pattern = next((p for p in points if p.role == "pattern"), None)
+    state = next((p for p in points if p.role == "state"), None)
+    mixer = model.mixers[layer]
+    record = mixer.describe()
+    cells = record["n_heads"] * length**2
+    if overwritten and cells > LARGEST_PATTERN:
+        raise ValueError(
+            f"The interventions overwrite the {' and '.join(sorted(overwritten))} of layer {layer}, so its pattern must be stored whole: "
+            f"{cells} cells, more than {LARGEST_PATTERN}. Expected a shorter text, or `layers` without this one."
+        )
+    positions: list[int] = []
+    if state is not None:
+        count = min(length, max(1, STORED_STATE_NUMBERS // int(np.prod(record["state"]["shape"]))))
+        positions = np.unique(np.linspace(length - 1, 0, count).round().astype(int)).tolist()
+    return _Plan(layer, mixer, signals, overwritten, pattern, state, positions)
 
 
 def _stream_points(model: HookedModel) -> list[HookPoint]:
@@ -145,9 +233,8 @@ def _last_step(cache: Any, point: HookPoint) -> str:
     return point.name if point.steps == 1 else f"{point.name}@{point.steps - 1}"
 
 
-def _add_layer(
-    run: RunWriter, layer: int, mixer: Any, points: list[HookPoint], cache: Any, length: int
-) -> dict[str, Any]:
+def _add_layer(run: RunWriter, plan: _Plan, cache: Any, length: int) -> dict[str, Any]:
+    layer, mixer = plan.layer, plan.mixer
     record: dict[str, Any] = {"layer": layer, **mixer.describe()}
     record["pattern"] = pattern_record(record["pattern"])
     if record["form"] == "softmax":
@@ -164,22 +251,47 @@ def _add_layer(
         factors[name] = heads_first(cache[_last_step(cache, point)], point)[0].cpu().numpy()
     # the run format has one query per head; groups that share keys or values stay as they are
     factors["query"] = factors["query"].repeat(record["n_heads"] // factors["query"].shape[0], axis=0)
-    if record["form"] == "softmax":
+    if plan.overwritten:
+        _store_as_it_was(record, factors, plan, cache)
+    elif record["form"] == "softmax":
         factors["log_normaliser"] = log_normaliser(record, factors["query"], factors["key"])
-    signals = list(record["signals"])
-    for point in points:
-        if point.role not in SIGNALS:
-            continue
-        tensor = heads_first(cache[_last_step(cache, point)], point)[0]
-        name, label, reduce = SIGNALS[point.role]
-        run.add_array(f"layer.{layer}.{name}", reduce(tensor).cpu().numpy(), axes=("head", "pos"))
-        signals.append({"name": name, "array": f"layer.{layer}.{name}", "label": label, "unit": None})
-        if point.role in NEURONS:
-            values = tensor.to(torch.float16).cpu().numpy()
-            run.add_array(f"layer.{layer}.{NEURONS[point.role]}", values, axes=("head", "pos", "neuron"))
-    record["signals"] = signals
+    record["signals"] = [*record["signals"], *_add_signals(run, plan, cache)]
     add_layer_arrays(run, record, factors)
     return record
+
+
+def _store_as_it_was(record: dict[str, Any], factors: dict[str, np.ndarray], plan: _Plan, cache: Any) -> None:
+    """Turn a layer's record and factors into a dense layer's: the pattern that the model went on with, states where there are some.
+
+    A pattern is exact (output = pattern · values) unless the state was overwritten behind its back.
+    """
+    assert plan.pattern is not None
+    pattern = cache[_last_step(cache, plan.pattern)][0].float().cpu().numpy()
+    sums_to_one = np.abs(pattern.sum(-1, dtype=np.float64) - 1).max() < 1e-4
+    meta = record["pattern"]
+    meta["signed"] = bool(meta["signed"] or (pattern < 0).any())
+    meta["rows_sum_to"] = 1 if meta["rows_sum_to"] == 1 and sums_to_one else None
+    meta["exact"] = meta["exact"] and "state" not in plan.overwritten
+    record["form"], record["overwritten"] = "dense", sorted(plan.overwritten)
+    factors["pattern"] = pattern
+    if plan.state is not None:
+        states = cache[plan.states][0].float().cpu().numpy()  # [stored, head, state_k, state_v]
+        factors["states"] = states.swapaxes(0, 1)
+        factors["state_positions"] = np.array(plan.state_positions, dtype=np.int32)
+
+
+def _add_signals(run: RunWriter, plan: _Plan, cache: Any) -> list[dict[str, Any]]:
+    signals = []
+    for point in plan.signals:
+        tensor = heads_first(cache[_last_step(cache, point)], point)[0]
+        name, label, reduce = SIGNALS[point.role]
+        array = f"layer.{plan.layer}.{name}"
+        run.add_array(array, reduce(tensor).cpu().numpy(), axes=("head", "pos"))
+        signals.append({"name": name, "array": array, "label": label, "unit": None})
+        if point.role in NEURONS:
+            values = tensor.to(torch.float16).cpu().numpy()
+            run.add_array(f"layer.{plan.layer}.{NEURONS[point.role]}", values, axes=("head", "pos", "neuron"))
+    return signals
 
 
 def pattern_record(meta: dict[str, Any]) -> dict[str, Any]:
