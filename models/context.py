@@ -1,6 +1,6 @@
 """What a forward pass knows besides its activations: positions, padding, and what is carried between calls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ class Context:
     key_mask: Tensor | None
     offset: int
     keep_state: bool
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+
+    def mask_to_add(self, length: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
+        """0 where `allowed` and −inf elsewhere, [batch or 1, 1, query, key]: made once per call for all layers of one kind."""
+        if (window, dtype) not in self.masks:
+            hidden = ~allowed(self, length, device, window)[:, None]
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=device)
+            self.masks[window, dtype] = zeros.masked_fill_(hidden, float("-inf"))
+        return self.masks[window, dtype]
 
 
 def allowed(context: Context, length: int, device: torch.device, window: int | None = None) -> Tensor:

@@ -91,13 +91,14 @@ class Decoder(HookedModel):
         outer = ACTIVE.step, ACTIVE.offset  # of the run from whose hook this one is called, if any
         ACTIVE.step, ACTIVE.offset = 0, context.offset
         try:
-            x = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
+            x = tokens if start_at_layer is not None else self._embedded(tokens, context)
             carried_out: list[dict[str, Tensor]] = []
+            blocks = list(self.blocks)
             for step in range(self.loops):
                 ACTIVE.step = step
                 for layer in range(start, stop):
-                    carried = None if state is None else state.layers[step * self.n_layers + layer]
-                    x, out = self.blocks[layer](x, context, carried)
+                    carried = None if state is None else state.layers[step * len(blocks) + layer]
+                    x, out = blocks[layer](x, context, carried)
                     carried_out.append(out)
             ACTIVE.step = 0
             output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
@@ -107,6 +108,13 @@ class Decoder(HookedModel):
             return output
         lengths = None if context.key_mask is None else context.key_mask.sum(1)
         return output, ModelState(context.offset + x.shape[1], carried_out, context.key_mask, lengths)
+
+    def _embedded(self, tokens: Tensor, context: Context) -> Tensor:
+        try:
+            return self.embed_tokens(tokens, context)
+        except IndexError:
+            self._check_vocabulary(tokens)
+            raise
 
     def _output(
         self, x: Tensor, tokens: Tensor, mask: Tensor | None, return_type: str | None, loss_per_token: bool
@@ -134,14 +142,8 @@ class Decoder(HookedModel):
         offset = 0 if state is None else state.position
         if length == 0:
             raise ValueError("The input holds no tokens. Expected at least one.")
-        if (
-            not residual
-            and not torch.compiler.is_compiling()
-            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size
-        ):
-            raise ValueError(
-                f"Token ids must lie in 0..{self.vocab_size - 1}; got {int(tokens.min())}..{int(tokens.max())}. Was another tokenizer used?"
-            )
+        if tokens.device.type != "cpu" and not residual and not torch.compiler.is_compiling():
+            self._check_vocabulary(tokens)  # beforehand, because a faulty look-up on an accelerator ends the process
         if residual and tokens.shape[-1] != self.d_model:
             raise ValueError(
                 f"start_at_layer expects a residual stream [batch, pos, d_model={self.d_model}]; got {tuple(tokens.shape)}."
@@ -156,13 +158,20 @@ class Decoder(HookedModel):
         if mask is None and earlier is None:
             keys = torch.arange(offset + length, device=tokens.device)[None]
             self._check_length(offset + length)
-            return Context(keys[:, offset:], keys, None, None, offset, keep)
+            return Context(keys[:, offset:] if offset else keys, keys, None, None, offset, keep)
         now = mask if mask is not None else torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
         before = earlier if earlier is not None else torch.ones(batch, offset, dtype=torch.bool, device=tokens.device)
         key_mask = torch.cat([before, now], dim=1)
         key_positions = (key_mask.cumsum(1) - 1).clamp(min=0)
         self._check_length(int(key_mask.sum(1).max()))
         return Context(key_positions[:, offset:], key_positions, now, key_mask, offset, keep)
+
+    def _check_vocabulary(self, tokens: Tensor) -> None:
+        least, most = int(tokens.min()), int(tokens.max())
+        if least < 0 or most >= self.vocab_size:
+            raise ValueError(
+                f"Token ids must lie in 0..{self.vocab_size - 1}; got {least}..{most}. Was another tokenizer used?"
+            )
 
     def _check_length(self, length: int) -> None:
         if self.n_ctx is not None and length > self.n_ctx:

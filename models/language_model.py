@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention.site import Attention, AttentionConfig
@@ -56,7 +57,7 @@ class Embed(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, pos] -> [batch, pos, d_model]."""
-        return self.W_E[tokens]
+        return F.embedding(tokens, self.W_E)
 
 
 class Unembed(nn.Module):
@@ -129,7 +130,11 @@ class Block(nn.Module):
         """x [batch, pos, d_model] -> same, and what the mixer carries to the next call."""
         x = self.hook_resid_pre(x)
         if self.is_attention:
-            mixed, out = self.attn(self._attention_inputs(x), context, carried)
+            if self.switches["use_split_qkv_input"] or self.switches["use_attn_in"]:
+                inputs = self._inputs_per_head(x)
+            else:
+                inputs = (self.ln1(x),) * 3
+            mixed, out = self.attn(inputs, context, carried)
             mixed = self.hook_attn_out(mixed)
         else:
             mixed, out = self.mixer(self.ln1(x), context, carried)
@@ -140,24 +145,19 @@ class Block(nn.Module):
         added = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(middle))))
         return self.hook_resid_post(x + mixed + added if self.parallel else middle + added), out
 
-    def _attention_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised input thrice; or, behind the switches, one copy per head (and per q, k, v) so that paths can be patched apart."""
+    def _inputs_per_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Behind the switches: one normalised copy per head (and per q, k, v), so that paths can be patched apart."""
         if self.switches["use_split_qkv_input"]:
             heads, kv_heads = self.attn.n_heads, self.attn.n_kv
             q = self.ln1(self.hook_q_input(x[:, :, None].expand(-1, -1, heads, -1)))
             k = self.ln1(self.hook_k_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
             v = self.ln1(self.hook_v_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
             return q, k, v
-        if self.switches["use_attn_in"]:
-            own = self.ln1(self.hook_attn_in(x[:, :, None].expand(-1, -1, self.attn.n_heads, -1)))
-            group = self.attn.n_heads // self.attn.n_kv
-            if group > 1:
-                raise ValueError(
-                    "use_attn_in needs one key/value head per query head; use use_split_qkv_input with grouped queries."
-                )
-            return own, own, own
-        normalised = self.ln1(x)
-        return normalised, normalised, normalised
+        if self.attn.n_kv < self.attn.n_heads:
+            raise ValueError(
+                "use_attn_in needs one key/value head per query head; use use_split_qkv_input with grouped queries."
+            )
+        return (self.ln1(self.hook_attn_in(x[:, :, None].expand(-1, -1, self.attn.n_heads, -1))),) * 3
 
 
 class LanguageModel(Decoder):
@@ -224,7 +224,8 @@ class LanguageModel(Decoder):
         """[batch, pos] -> [batch, pos, d_model]."""
         x = self.hook_embed(self.embed(tokens))
         if self.has_position_embedding:
-            x = x + self.hook_pos_embed(self.pos_embed(context.positions).to(x.dtype).expand_as(x))
+            positions = self.pos_embed(context.positions)
+            x = x + self.hook_pos_embed((positions if positions.dtype == x.dtype else positions.to(x.dtype)).expand_as(x))
         return x
 
     def unembed_residual(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.context import Context, allowed
+from models.context import Context
 from models.parts.positions import PositionBias, Rotary
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
@@ -95,9 +95,14 @@ class Attention(nn.Module):
                 where heads have inputs of their own (split input).
             carried: `key` and `value` of earlier calls, [batch, pos, kv_head, d_head].
         """
-        q = self.hook_q(self._project(x[0], self.query, self.n_heads))
-        k = self.hook_k(self._project(x[1], self.key, self.n_kv))
-        v = self.hook_v(self._project(x[2], self.value, self.n_kv))
+        batch, length = x[0].shape[0], x[0].shape[1]
+        if x[0].dim() == 3:
+            q = self.query(x[0]).view(batch, length, self.n_heads, self.d_head)
+            k = self.key(x[1]).view(batch, length, self.n_kv, self.d_head)
+            v = self.value(x[2]).view(batch, length, self.n_kv, self.d_head)
+        else:
+            q, k, v = (self._project(own, w) for own, w in zip(x, (self.query, self.key, self.value), strict=True))
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         if self.config.position == "rope":
             cosine, sine = self.rotary.angles(context.positions, q.dtype)
             q = self.hook_rot_q(self.rotary(q, cosine, sine))
@@ -108,11 +113,10 @@ class Attention(nn.Module):
         z = self.hook_z(self._mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context).transpose(1, 2))
         return self._out(z), {"key": k, "value": v} if context.keep_state else {}
 
-    def _project(self, x: Tensor, linear: nn.Linear, heads: int) -> Tensor:
-        if x.dim() == 3:
-            return linear(x).unflatten(-1, (heads, self.d_head))
-        out = torch.einsum("bphm,hdm->bphd", x, linear.weight.unflatten(0, (heads, self.d_head)))
-        return out if linear.bias is None else out + linear.bias.unflatten(0, (heads, self.d_head))
+    def _project(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        """Each head projects an input of its own: [batch, pos, head, d_model] -> [batch, pos, head, d_head]."""
+        out = torch.einsum("bphm,hdm->bphd", x, linear.weight.unflatten(0, (-1, self.d_head)))
+        return out if linear.bias is None else out + linear.bias.unflatten(0, (-1, self.d_head))
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """q [batch, head, query, d_head], k and v [batch, kv_head, key, d_head] -> [batch, head, query, d_head]."""
@@ -133,24 +137,23 @@ class Attention(nn.Module):
                 scale=self.scale,
                 enable_gqa=self.n_kv < self.n_heads,
             )
-        mask = allowed(context, length, q.device, self.config.window)[:, None]
-        if self.bias is not None:
-            bias = self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
-            mask = bias.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=self.n_kv < self.n_heads
+            q, k, v, attn_mask=self._mask(q, context), scale=self.scale, enable_gqa=self.n_kv < self.n_heads
         )
 
     def _mix_explicitly(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.n_kv < self.n_heads:
             k = k.repeat_interleave(self.n_heads // self.n_kv, dim=1)
             v = v.repeat_interleave(self.n_heads // self.n_kv, dim=1)
-        scores = (q @ k.transpose(-1, -2)) * self.scale
-        if self.bias is not None:
-            scores = scores + self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
-        visible = allowed(context, q.shape[2], q.device, self.config.window)[:, None]
-        scores = self.hook_attn_scores(scores.masked_fill(~visible, float("-inf")))
+        scores = self.hook_attn_scores(torch.add(self._mask(q, context), q @ k.transpose(-1, -2), alpha=self.scale))
         return self.hook_pattern(scores.softmax(-1)) @ v
+
+    def _mask(self, q: Tensor, context: Context) -> Tensor:
+        """What is added to the scores: −inf where a query may not read, plus the position bias. [batch or 1, head or 1, query, key]."""
+        mask = context.mask_to_add(q.shape[2], q.dtype, q.device, self.config.window)
+        if self.bias is None:
+            return mask
+        return mask + self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
 
     def _out(self, z: Tensor) -> Tensor:
         if not self.hook_result.active:

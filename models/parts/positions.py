@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parts.precision import KeepsPrecision
@@ -30,7 +31,7 @@ class PositionEmbedding(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """positions [batch or 1, pos] -> [batch or 1, pos, d_model]."""
         if self.kind == "learned":
-            return self.W_pos[positions]
+            return F.embedding(positions, self.W_pos)
         return sinusoidal(positions.to(torch.get_default_dtype()), self.d_model)
 
 

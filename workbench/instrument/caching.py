@@ -58,11 +58,13 @@ def over_time(by_position: dict[int, Tensor]) -> Tensor:
 
 def part_from(store: dict[str, Tensor], outside: Any) -> None:
     """Copy stored tensors that share memory with what the caller gave or gets, so that writing into those leaves the cache alone."""
-    theirs = {memory for memory in map(_memory, _tensors(outside)) if memory}
-    if theirs:
-        for address, tensor in store.items():
-            if _memory(tensor) in theirs:
-                store[address] = tensor.clone()
+    try:
+        theirs = {tensor.data_ptr() for tensor in _tensors(outside)}
+        shared = [address for address, tensor in store.items() if tensor.data_ptr() in theirs]
+    except RuntimeError:  # tensors without memory of their own (tracing, function transforms)
+        return
+    for address in shared:
+        store[address] = store[address].clone()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -75,13 +77,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _tensors(item)
-
-
-def _memory(x: Tensor) -> int:
-    try:
-        return x.data_ptr()
-    except RuntimeError:  # a tensor without memory of its own (tracing, function transforms)
-        return 0
 
 
 def gradients_at(

@@ -250,59 +250,32 @@ def _select(x: Tensor, point: HookPoint, axis: str, wanted: tuple[int, ...] | sl
 
 
 class CacheEntry(Entry):
-    """Stores activations. Runs after all edits at its points: the cache holds what the model went on with.
+    """Stores whole activations: address -> tensor. Runs after all edits at its points: the cache holds what the model went on with.
 
-    Args:
-        store: address -> tensor. trajectories: address -> {position: tensor}, for several positions of a per-position point.
-        kept: which part. detach: store without the autograd graph. suffix: the positions as written in the address.
+    This is the case that happens hundreds of times in one run; `SelectingCacheEntry` does everything else.
     """
 
     edits = False
 
     def __init__(
-        self,
-        store: dict[str, Tensor],
-        trajectories: dict[str, dict[int, Tensor]],
-        kept: Kept,
-        *,
-        detach: bool = True,
-        suffix: str = "",
-        step: int | None = None,
-        positions: tuple[Item, ...] | None = None,
+        self, store: dict[str, Tensor], detach: bool, step: int | None = None, positions: tuple[Item, ...] | None = None
     ) -> None:
         super().__init__(step, positions)
-        self.store, self.trajectories, self.kept, self.detach, self.suffix = store, trajectories, kept, detach, suffix
-        self.single = suffix != "" and positions is not None and len(positions) == 1 and isinstance(positions[0], int)
-        self.plain = step is None and positions is None and kept.everything
+        self.store, self.detach = store, detach
+        self.counted = not torch.is_inference_mode_enabled()  # tensors made there do not count their changes
         self.versions: list[tuple[Tensor, int, HookPoint]] = []
 
     def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
-        """As every entry; the case of storing whole activations is taken first, because it happens hundreds of times in a run."""
-        if self.plain and point.steps == 1 and position is None:
-            self.reached = True
-            value = x.detach() if self.detach and x.requires_grad else x
-            self.store[point.name] = value
-            self._note_version(value, point)
-            return x
-        return super().fire(x, point, position)
-
-    def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
-        """Select, convert and store; returns the activation unchanged."""
-        value = self.kept.of(x.detach() if self.detach else x, point)
-        key = address_of(point) + self.suffix
-        if position is None or self.single:
-            self.store[key] = value
-        else:
-            self.trajectories.setdefault(key, {})[position] = value
-        self._note_version(value, point)
+        """Store; returns the activation unchanged."""
+        self.reached = True
+        value = x.detach() if x.requires_grad and self.detach else x
+        self.store[point.name] = value
+        if self.counted and not torch.compiler.is_compiling():
+            self.versions.append((value, value._version, point))
         return x
 
-    def _note_version(self, value: Tensor, point: HookPoint) -> None:
-        if not torch.compiler.is_compiling() and not value.is_inference():
-            self.versions.append((value, value._version, point))
-
     def finish(self) -> None:
-        """Verify that nothing wrote into the stored tensors since, and that no chosen position is missing between the others."""
+        """Verify that nothing wrote into the stored tensors since."""
         for value, version, point in self.versions:
             if value._version != version:
                 raise CachedTensorChanged(
@@ -310,6 +283,48 @@ class CacheEntry(Entry):
                     "reference to it. Expected cached activations to stay as they were: work on a clone."
                 )
         self.versions.clear()
+
+
+class SelectingCacheEntry(CacheEntry):
+    """Stores a part, another dtype or device, one pass over shared weights, or the positions of per-position points.
+
+    Args:
+        trajectories: address -> {position: tensor}, for several positions of a per-position point.
+        kept: which part. suffix: the positions as written in the address.
+    """
+
+    def __init__(
+        self,
+        store: dict[str, Tensor],
+        detach: bool,
+        trajectories: dict[str, dict[int, Tensor]],
+        kept: Kept,
+        suffix: str = "",
+        step: int | None = None,
+        positions: tuple[Item, ...] | None = None,
+    ) -> None:
+        super().__init__(store, detach, step, positions)
+        self.trajectories, self.kept, self.suffix = trajectories, kept, suffix
+        self.single = suffix != "" and positions is not None and len(positions) == 1 and isinstance(positions[0], int)
+
+    def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
+        """Select, convert and store; returns the activation unchanged."""
+        if not self.wants(position):
+            return x
+        self.reached = True
+        value = self.kept.of(x.detach() if self.detach else x, point)
+        key = address_of(point) + self.suffix
+        if position is None or self.single:
+            self.store[key] = value
+        else:
+            self.trajectories.setdefault(key, {})[position] = value
+        if self.counted and not torch.compiler.is_compiling():
+            self.versions.append((value, value._version, point))
+        return x
+
+    def finish(self) -> None:
+        """Verify also that no chosen position is missing between the others."""
+        super().finish()
         if self.reached and self.missing():
             raise HookError(
                 f"Cannot keep {', '.join(self.missing())} of a state: the run has positions 0..{ACTIVE.end - 1}."

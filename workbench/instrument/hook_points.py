@@ -27,7 +27,9 @@ from torch import Tensor
 from workbench.instrument.errors import HookNeverReached
 
 _uids = itertools.count()
-_permanent_lock = threading.Lock()
+_lock = threading.Lock()
+_attached = 0  # open scopes of all threads, and permanent hooks
+_anything = False  # whether any of them exists: the one cheap test of a forward pass that nobody watches
 
 Item = int | tuple[int, int | None]
 """A position, or a range (start, stop) of positions; negative numbers count from the end of the call."""
@@ -105,22 +107,16 @@ class HookPoint:
         return _same_point, (declared, self.name, self.layer_index, self.steps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not ACTIVE.entries and not self.permanent:
+        if not _anything:
             return x
-        return self._fire(x)
-
-    def _fire(self, x: Tensor) -> Tensor:
-        entries = ACTIVE.entries.get(self.uid, ())
-        if self.permanent:
-            entries = self.permanent + entries
-        for entry in entries:
+        for entry in self.permanent + ACTIVE.entries.get(self.uid, ()):
             x = entry.fire(x, self, None)
         return x
 
     @property
     def active(self) -> bool:
         """Whether somebody watches this point in the running thread, so that it must be computed."""
-        return self.uid in ACTIVE.entries or bool(self.permanent)
+        return _anything and (self.uid in ACTIVE.entries or bool(self.permanent))
 
     def stops(self, start: int, length: int) -> list[int]:
         """Positions relative to `start`, ascending, at which a per-position point is watched in this call of `length` tokens."""
@@ -304,6 +300,7 @@ def entered(groups: Sequence[Group], strict: bool = True) -> Iterator[None]:
     """Attach groups for the running thread until the block is left; then verify that each was reached (if `strict`)."""
     scope = list(groups)  # an object of its own, so that it is recognised when it leaves
     entries, scopes = ACTIVE.entries, ACTIVE.scopes
+    _count(+1)
     try:
         ACTIVE.entries, ACTIVE.scopes = _merged(entries, scope), (*scopes, scope)
         yield
@@ -320,6 +317,14 @@ def entered(groups: Sequence[Group], strict: bool = True) -> Iterator[None]:
             ACTIVE.entries = {}
             for other in ACTIVE.scopes:
                 ACTIVE.entries = _merged(ACTIVE.entries, other)
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _attached, _anything
+    with _lock:
+        _attached += change
+        _anything = _attached > 0
 
 
 def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -> dict[int, tuple[Entry, ...]]:
@@ -327,6 +332,9 @@ def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -
     merged = dict(entries)
     for group in groups:
         alone = (group.entry,)
+        if not merged:  # the usual case, and a group may hold hundreds of points
+            merged = {point.uid: alone for point in group.points}
+            continue
         for point in group.points:
             others = merged.get(point.uid)
             if others is None:
@@ -339,20 +347,21 @@ def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -
     return merged
 
 
-def attach_permanently(groups: Iterable[Group]) -> None:
-    """Add entries to the points themselves, for every thread."""
-    with _permanent_lock:
-        for group in groups:
-            for point in group.points:
-                point.permanent = (*point.permanent, group.entry)
+def attach_permanently(group: Group) -> None:
+    """Add an entry to the points themselves, for every thread."""
+    for point in group.points:
+        _count(+1)
+        with _lock:
+            point.permanent = (*point.permanent, group.entry)
 
 
-def detach_permanently(groups: Iterable[Group]) -> None:
-    """Take entries off the points again; harmless where they are off already."""
-    with _permanent_lock:
-        for group in groups:
-            for point in group.points:
-                point.permanent = tuple(entry for entry in point.permanent if entry is not group.entry)
+def detach_permanently(points: Iterable[HookPoint], entry: Entry | None = None) -> None:
+    """Take an entry, or all, off the points again; harmless where it is off already."""
+    for point in points:
+        with _lock:
+            before = point.permanent
+            point.permanent = tuple(e for e in before if entry is not None and e is not entry)
+        _count(len(point.permanent) - len(before))
 
 
 @contextmanager

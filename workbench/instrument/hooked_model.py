@@ -26,6 +26,7 @@ from workbench.instrument.entries import (
     GradientEntry,
     InterventionEntry,
     Kept,
+    SelectingCacheEntry,
 )
 from workbench.instrument.errors import HookError, HookSignatureError, ReadOnlyHookPoint, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import Group, HookPoint, attach_permanently, detach_permanently, entered
@@ -303,10 +304,14 @@ class HookedModel(nn.Module):
         for description, selected in self._cache_selection(names, role, layers):
             points, first = [s.point for s in selected], selected[0]
             for part, where in by_positions(points, first.positions, chosen):
-                at: dict[str, Any] = {"step": first.step, "positions": where, "suffix": first.suffix}
                 if backward:
-                    groups.append(Group(description, GradientCapture(captured, **at), part))
-                groups.append(Group(description, CacheEntry(store, trajectories, kept, detach=detach, **at), part))
+                    capture = GradientCapture(captured, first.suffix, step=first.step, positions=where)
+                    groups.append(Group(description, capture, part))
+                if kept.everything and all(point.steps == 1 and not point.per_position for point in part):
+                    entry = CacheEntry(store, detach)
+                else:
+                    entry = SelectingCacheEntry(store, detach, trajectories, kept, first.suffix, first.step, where)
+                groups.append(Group(description, entry, part))
         check_used(groups, heads, positions)
         gradients: dict[str, Tensor] = {}
         with entered([*self._groups(hooks), *groups], strict):

@@ -153,14 +153,14 @@ class HookPoints:
                 f"Its roles are: {', '.join(self.roles)}."
             )
         layers = self._layers(selection.layer)
-        matches_glob = _glob(selection.name or "*")
+        matches_glob = None if selection.name is None else _glob(selection.name)
         unasked = selection.role is None and selection.name is None  # a layer alone does not ask for what costs extra
         matches = [
             Selected(point)
             for name, point in self.points.items()
             if (selection.role is None or point.role == selection.role)
             and (layers is None or point.layer_index in layers)
-            and matches_glob(name)
+            and (matches_glob is None or matches_glob(name))
             and not (point.on_demand and unasked and not self.switches.get(point.flag or "", False))
             and not self._switched_off(point)
         ]
