@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.bdh.model import BDH
+from workbench.lab.catalogue import implements
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Heritage:
         }
 
 
+@implements("bdh", "model", "merge", note="section 7.1: neurons concatenated per head, frequencies included")
 def merge(parents: Sequence[BDH], names: Sequence[str] | None = None) -> tuple[BDH, Heritage]:
     """Concatenate the neurons of two or more BDH models that share depth, width, heads, vocabulary, dtype and norm ε.
 
