@@ -262,7 +262,6 @@ class CacheEntry(Entry):
     ) -> None:
         super().__init__(step, positions)
         self.store, self.detach = store, detach
-        self.counted = not torch.is_inference_mode_enabled()  # tensors made there do not count their changes
         self.versions: list[tuple[Tensor, int, HookPoint]] = []
 
     def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
@@ -270,7 +269,7 @@ class CacheEntry(Entry):
         self.reached = True
         value = x.detach() if x.requires_grad and self.detach else x
         self.store[point.name] = value
-        if self.counted and not torch.compiler.is_compiling():
+        if not value.is_inference() and not torch.compiler.is_compiling():
             self.versions.append((value, value._version, point))
         return x
 
@@ -318,7 +317,7 @@ class SelectingCacheEntry(CacheEntry):
             self.store[key] = value
         else:
             self.trajectories.setdefault(key, {})[position] = value
-        if self.counted and not torch.compiler.is_compiling():
+        if not value.is_inference() and not torch.compiler.is_compiling():
             self.versions.append((value, value._version, point))
         return x
 
