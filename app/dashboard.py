@@ -212,7 +212,7 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
 
     @app.callback(Output("crumbs", "children"), Input("facts", "data"), Input("runs-changed", "data"), State("view", "data"))
     def show_crumbs(facts: dict[str, Any] | None, changes: int, view: dict[str, Any] | None) -> Any:
-        scene = services.scene(ViewState(run=(facts or {}).get("run", "")))
+        scene = services.scene(ViewState(run=(view or {}).get("run", "")))
         entries = services.trace_entries()[:MOST_RUN_CHOICES]
         data = [{"value": e.id, "label": f"{e.title} · {e.tokens} tokens · {e.id[:15]}"} for e in entries]
         if scene.run is not None and all(e.id != scene.run.id for e in entries):

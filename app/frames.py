@@ -129,7 +129,7 @@ def _graph_style(panel: Panel, scene: Scene) -> dict[str, str]:
             aspect = None  # there is nothing to draw; the panel says so when it tries
     style = {"height": f"{panel.height}px"}
     if aspect is not None:
-        style = {"aspectRatio": f"{aspect:.3f}", "maxHeight": f"{panel.height}px", "minHeight": "150px", "width": "100%"}
+        style = {"aspectRatio": f"{aspect:.3f}", "maxHeight": f"min({panel.height}px, 82vh)", "minHeight": "150px", "width": "100%"}
     if isinstance(panel, Diagram) and scene.layers:
         style["minWidth"] = f"{panel.width(scene)}px"
     return style

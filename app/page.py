@@ -49,7 +49,7 @@ class Page:
         controls = html.Div(list(self.controls(scene)) if scene.run is not None else [], className="controls")
         head = html.Div([html.Div([html.H1(self.title), html.P(self.words)], className="page-words"), controls], className="page-head")
         banner = [] if not scene.problem else [html.Div(
-            [html.Strong("This run is not here. "), html.Span(f"{scene.problem} Choose another run in the bar above.")],
+            [html.Strong("This run is not here"), html.Span(f"{scene.problem[:1].upper()}{scene.problem[1:]}")],
             className="banner", role="alert",
         )]  # fmt: skip
         return html.Div([head, *banner, *self.layout(services, scene)], className="page")

@@ -178,7 +178,7 @@ class Services:
         try:
             run = self.open_run(run_id)
         except RunError as error:
-            return Scene(view, None, str(error), self._cache, self.models, pixels)
+            return Scene(view, None, str(error).split(" Known:")[0], self._cache, self.models, pixels)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer))
 

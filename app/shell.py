@@ -164,7 +164,7 @@ def _help() -> html.Div:
 def crumbs(scene: Scene, run_choices: list[dict[str, str]]) -> list[Component]:
     """model ▸ run ▸ prompt, with the provenance of the weights."""
     select = dmc.Select(
-        id={"type": "control", "key": "run", "default": ""}, data=run_choices, value=scene.view.run or None, size="xs",
+        id={"type": "control", "key": "run", "default": ""}, data=run_choices, value=scene.run.id if scene.run else None, size="xs",
         searchable=True, placeholder="choose a run", className="crumb-run", nothingFoundMessage="no such run",
         allowDeselect=False, comboboxProps={"width": 380, "position": "bottom-start"}, **{"aria-label": "Run"},
     )  # fmt: skip

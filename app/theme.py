@@ -1,6 +1,7 @@
 """Colours of the dashboard: one table of 255 colours per scale, shared by the PNG renderer and the plotly colour bars.
 
-Sequential: Cividis, made for readers with colour-vision deficiency (Nunez, Anderton & Renslow 2018, PLOS ONE 13(7)).
+Sequential: Cividis, made for readers with colour-vision deficiency (Nunez, Anderton & Renslow 2018, PLOS ONE 13(7)); on a
+dark page its blue end is darker, so that a map full of zeros does not glow.
 Wash: for coloured text, where zero is the page itself.
 Diverging: always drawn symmetric about zero. On a light page the middle is near white, on a dark page near black, so
 zero recedes on both. Categorical: the eight colours of Okabe & Ito (2008).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,8 +29,11 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "
 """Marker shapes that accompany the categorical colours, so that no series is told apart by colour alone."""
 
 _ANCHORS = {
-    "sequential": (
+    "sequential-light": (
         "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
+    ),
+    "sequential-dark": (
+        "#060f20", "#0f2a57", "#33446b", "#545b6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
     ),
     "diverging-light": (
         "#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b",
@@ -64,11 +69,11 @@ class Theme:
 
     def table_name(self, signed: bool) -> str:
         """Name of the colour table of pictures with signed or with nonnegative values."""
-        return f"diverging-{self.name}" if signed else "sequential"
+        return f"{'diverging' if signed else 'sequential'}-{self.name}"
 
     def wash_name(self, signed: bool) -> str:
         """Name of the colour table of coloured text."""
-        return f"diverging-{self.name}" if signed else f"wash-{self.name}"
+        return f"{'diverging' if signed else 'wash'}-{self.name}"
 
 
 LIGHT = Theme(
@@ -91,7 +96,7 @@ MANTINE_ACCENT = (
 
 FAMILY_COLOURS = {
     "attention": 0, "retention": 2, "linear": 2, "mamba": 1, "mamba2": 1, "ssm": 1, "delta": 4, "rwkv": 5, "bdh": 3,
-    "mlp": 6, "conv": 5,
+    "conv": 5,
 }  # fmt: skip
 """Which categorical colour a kind of block wears, in the diagram and in badges."""
 
@@ -161,18 +166,20 @@ def colours_of(levels: np.ndarray, table: str) -> list[str]:
 def template(name: str) -> go.layout.Template:
     """The plotly template of the light or dark scheme."""
     theme = THEMES[name]
-    axis = {
+    axis: dict[str, Any] = {
         "gridcolor": theme.grid, "zerolinecolor": theme.border, "linecolor": theme.border, "tickcolor": theme.border,
         "ticks": "outside", "ticklen": 4, "automargin": True, "zeroline": False, "showline": False,
         "title": {"font": {"size": 12, "color": theme.dim}, "standoff": 9},
-        "tickfont": {"size": 11, "color": theme.dim},
+        "tickfont": {"size": 11, "color": theme.dim}, "exponentformat": "power",
     }  # fmt: skip
+    # Only the vertical title must clear labels of unknown width.
+    level = {**axis, "title": {"font": axis["title"]["font"]}}
     font = "Inter Variable, Inter, system-ui, sans-serif"
     return go.layout.Template(
         layout={
             "font": {"family": font, "size": 12, "color": theme.text},
             "paper_bgcolor": theme.surface, "plot_bgcolor": theme.surface, "colorway": list(theme.categorical),
-            "margin": {"l": 56, "r": 16, "t": 12, "b": 44}, "xaxis": axis, "yaxis": axis,
+            "margin": {"l": 56, "r": 16, "t": 12, "b": 44}, "xaxis": level, "yaxis": axis,
             "hoverlabel": {
                 "bgcolor": theme.text, "bordercolor": theme.text,
                 "font": {"family": font, "size": 12, "color": theme.surface},

@@ -25,18 +25,19 @@ def next_tokens(
     probabilities = np.exp(np.asarray(log_probs, dtype=np.float64))
     names = [plain_label(visible_text(label)) for label in labels]
     places = np.arange(len(labels))
+    largest = max(1e-6, float(probabilities.max(initial=0)))
     colours = [theme.good if rank == actual else theme.accent for rank in range(len(labels))]
     figure = go.Figure()
     figure.add_bar(
         x=probabilities, y=places, orientation="h", marker={"color": colours, "line": {"width": 0}},
-        text=[f"{p:.1%}" + (" ← came next" if rank == actual else "") for rank, p in enumerate(probabilities)],
+        text=[f"{p:.1%}" + (" ✓" if rank == actual else "") for rank, p in enumerate(probabilities)],
         textposition="outside", cliponaxis=False, textfont={"size": 11, "color": theme.dim}, customdata=names,
         hovertemplate="‘%{customdata}’<br>probability %{x:.5g}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(
         template=template(theme.name), showlegend=False, bargap=0.28, meta={"panel": panel},
-        xaxis={"range": [0, max(0.02, float(probabilities.max(initial=0)) * 1.32)], "tickformat": ".0%", "fixedrange": True,
-               "title": {"text": "probability"}},
+        xaxis={"range": [0, 1.25 * largest], "tickformat": ".0%" if largest > 0.08 else ".1%" if largest > 0.008 else ".2%",
+               "fixedrange": True, "nticks": 5, "title": {"text": "probability"}},
         yaxis={"range": [len(labels) - 0.5, -0.5], "tickvals": places, "ticktext": names, "fixedrange": True, "ticks": "",
                "showgrid": False, "tickfont": {"family": MONO, "size": 13, "color": theme.text}},
         margin={"l": 44, "r": 20, "t": 8, "b": 40},

@@ -57,11 +57,13 @@ def state_norms(
 ) -> go.Figure:
     """Size of each head's state after every token, `norms` [head, pos]; the chosen head strong."""
     order = [h for h in range(len(norms)) if h != head] + [head]
-    return token_lines(
+    figure = token_lines(
         [(f"head {h}", norms[h]) for h in order], tokens, theme, y_title=title, panel=panel, role="position",
         click="position", selected=len(order) - 1, from_zero=True,
         colours=[theme.categorical[h % 8] for h in order], ranks=order,
     )  # fmt: skip
+    figure.update_layout(showlegend=1 < len(norms) <= 8)
+    return figure
 
 
 def signal_raster(

@@ -34,8 +34,9 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
                          className="grid")]  # fmt: skip
     diagram, text, surprisal, next_tokens, residual = PANELS
     left = [_card(services, scene), *[frame(panel, scene, "") for panel in (diagram, text, surprisal)]]
-    right = [form, frame(next_tokens, scene, ""), frame(residual, scene, "")]
-    return [html.Div([html.Div(left, className="column span-8"), html.Div(right, className="column span-4")], className="grid")]
+    right = [form, frame(next_tokens, scene, "")]
+    columns = [html.Div(left, className="column span-8"), html.Div(right, className="column span-4")]
+    return [html.Div([*columns, frame(residual, scene)], className="grid")]
 
 
 def _welcome() -> Component:

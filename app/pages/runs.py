@@ -26,7 +26,7 @@ COLUMNS = [
     {"field": "tokens", "headerName": "Tokens", "width": 92, **NUMBER},
     {"field": "layers", "headerName": "Layers", "width": 92, **NUMBER},
     {"field": "size", "headerName": "MB", "width": 84, **NUMBER},
-    {"field": "created", "headerName": "Made (UTC)", "width": 150},
+    {"field": "created", "headerName": "Made (UTC)", "width": 172},
     {"field": "kind", "headerName": "Kind", "width": 96},
     {"field": "id", "headerName": "Id", "minWidth": 250, "cellClass": "cell-mono"},
 ]
@@ -192,7 +192,7 @@ PAGE = Page(
     title="Runs",
     icon="runs",
     order=9,
-    words="Everything that has been recorded. A run never changes; its address can be shared for as long as it is kept.",
+    words="Everything that has been recorded. A run never changes, so an address always shows the same thing.",
     layout=layout,
     structure=structure,
     register=register,

@@ -71,7 +71,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if decay:
         left.append(frame(DECAY, scene, ""))
     if signals:
-        right.append(frame(SIGNALS, scene, ""))
+        left.append(frame(SIGNALS, scene, ""))
     if neurons:
         listed = [html.Div(id="neuron-rows"), view_slice("content", "neuron", TIME_FIELDS)]
         left += [frame(NEURONS_X, scene, ""), frame(NEURONS_Y, scene, "")]

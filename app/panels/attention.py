@@ -14,9 +14,10 @@ from app.services import Scene
 from app.theme import Theme
 from app.view_state import POOLINGS
 from workbench.lab.factors import LayerFactors
+from workbench.lab.pooling import bin_edges
 
-WHOLE_MAP_CELLS = 2**25
-"""A larger whole map is drawn from the pooled overview that the run stores."""
+DRAWN_CELLS = 2**25
+"""A larger part of a map is drawn from the pooled overview that the run stores: drawing it anew takes many seconds."""
 TILE = 96
 ROW_SUM_TOKENS = 8192
 
@@ -129,7 +130,7 @@ class AttentionMap(PicturePanel):
     title = "Who reads from whom"
     words = "Row = token that reads (query). Column = token that is read (key). Drag to zoom, click to pin a cell."
     depends = ("run", "layer", "head", "rows", "columns", "pooling", "scale")
-    height = 640
+    height = 880
     zoom = ("rows", "cols")
 
     def aspect(self, scene: Scene) -> float | None:
@@ -156,20 +157,36 @@ class AttentionMap(PicturePanel):
         return scene.once(*key, make=lambda: self._pool(scene, rows, columns, size))
 
     def _pool(self, scene: Scene, rows: Span, columns: Span, size: int) -> np.ndarray:
-        factors, head = scene.factors(), scene.view.head
-        if self._from_overview(scene):
-            pooled = scene.opened().array(f"overview.{scene.view.layer}")[head]
+        factors, view = scene.factors(), scene.view
+        if self._coarse(scene):
+            stored = scene.opened().array(f"overview.{view.layer}")[view.head]
+            edges = bin_edges(factors.length, len(stored))
+            rows, columns = self.extents(scene)
+            bins = [slice(*np.searchsorted(edges, span).tolist()) for span in (rows, columns)]
+            pooled = stored[bins[0], bins[1]]
         else:
-            pooled = factors.overview(head, size, slice(*rows), slice(*columns), scene.view.pooling)
+            pooled = factors.overview(view.head, size, slice(*rows), slice(*columns), view.pooling)
         seen = visible_bins(rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window)
         return np.where(seen, pooled, np.nan)
 
-    def _from_overview(self, scene: Scene) -> bool:
-        """Whether the picture is the overview that the run stores, since drawing it anew would take too long."""
-        rows, columns = self.shape(scene)
-        whole = self.spans(scene) == ((0, rows), (0, columns))
-        stored = scene.opened().has(f"overview.{scene.view.layer}")
-        return whole and stored and scene.view.pooling == "max" and rows * columns > WHOLE_MAP_CELLS
+    def extents(self, scene: Scene) -> tuple[Span, Span]:
+        spans = self.spans(scene)
+        if not self._coarse(scene):
+            return spans
+        # The stored bins that the part in view touches; they may reach a little beyond it.
+        edges = bin_edges(scene.n_tokens, scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
+        first, last = ([int(edges[np.searchsorted(edges, a, side="right") - 1]), int(edges[np.searchsorted(edges, b)])] for a, b in spans)
+        return (first[0], first[1]), (last[0], last[1])
+
+    def _coarse(self, scene: Scene) -> bool:
+        """Whether the picture is made of the overview that the run stores. TooLarge when that overview cannot show it."""
+        (top, bottom), (left, right) = self.spans(scene)
+        if (bottom - top) * (right - left) <= DRAWN_CELLS or not scene.opened().has(f"overview.{scene.view.layer}"):
+            return False
+        if scene.view.pooling != "max":
+            raise TooLarge(f"The {scene.view.pooling} of {bottom - top} × {right - left} token pairs takes too long to draw while you "
+                           "wait: zoom in, or choose the pooling “largest magnitude”.")  # fmt: skip
+        return True
 
     def colours(self, scene: Scene, theme: Theme) -> Colours:
         view, layer = scene.view, scene.layer or {}
@@ -185,8 +202,12 @@ class AttentionMap(PicturePanel):
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.spans(scene)
-        colours = self.colours(scene, theme)
-        return attention_map(self.address(scene, theme), scene.tokens, rows, columns, colours, theme, panel=self.id)
+        figure = attention_map(
+            self.address(scene, theme), scene.tokens, rows, columns, self.colours(scene, theme), theme, panel=self.id
+        )
+        (top, bottom), (left, right) = self.extents(scene)
+        figure.layout.images[0].update(x=left, y=top, sizex=right - left, sizey=bottom - top)
+        return figure
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
         seen = scene.factors().visible([row], [column])[0, 0]
@@ -195,8 +216,11 @@ class AttentionMap(PicturePanel):
 
     def facts(self, scene: Scene) -> list[str]:
         facts = head_words(scene)
-        down, across = self.binning(scene, 96 if self._from_overview(scene) else None)
-        if max(down, across) > 1:
+        down, across = self.binning(scene)
+        if self._coarse(scene):
+            side = -(-scene.n_tokens // scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
+            facts.append(f"coarse: one picture cell = up to {side} × {side} tokens, drawn by {POOLINGS['max']}; zoom in for more")
+        elif max(down, across) > 1:
             facts.append(f"one picture cell = up to {down} × {across} tokens, drawn by {POOLINGS[scene.view.pooling]}")
         else:
             facts.append("one picture cell = one token pair, not pooled")
@@ -244,7 +268,7 @@ class QueryRow(StripPanel):
         return "linear" if scene.view.scale == "row" else scene.view.scale
 
     def facts(self, scene: Scene) -> list[str]:
-        return [*head_words(scene), f"pinned: token {token_label(scene.tokens, scene.query)}", f"{self.scale(scene)} colour"]
+        return [*head_words(scene), f"pinned: token {token_label(scene.tokens, scene.query)}", scale_words(self.scale(scene))]
 
     def snippet_body(self, scene: Scene) -> str:
         head, query = scene.view.head, scene.query

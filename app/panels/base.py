@@ -110,7 +110,7 @@ class Panel:
         """Raise NothingToShow when no run is open."""
         if scene.run is None:
             if scene.problem:
-                raise NothingToShow("This run is not here", f"{scene.problem} Choose another run above.")
+                raise NothingToShow("This run is not here", "Choose another run in the bar above, or start one on the Overview page.")
             raise NothingToShow("No run yet", "Start one on the Overview page, or from the command line: workbench trace.")
 
 
@@ -127,6 +127,10 @@ class PicturePanel(Panel):
         """The rows and columns in view."""
         rows, columns = self.shape(scene)
         return (0, rows), (0, columns)
+
+    def extents(self, scene: Scene) -> tuple[Span, Span]:
+        """The rows and columns that the picture covers: those in view, or a little more."""
+        return self.spans(scene)
 
     def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
         """Exact values of a part: float [row, column], nan where a cell is masked."""

@@ -26,9 +26,12 @@ def blocks_of(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _known_blocks(scene: Scene) -> list[dict[str, Any]]:
-    run = scene.opened()
+    run, name = scene.opened(), scene.opened().model.get("name")
+    # Only a shipped model's blocks are known without building it, which a page must not wait for.
+    if not any(model["name"] == name and model.get("provenance") != "random" for model in scene.models.list_models()):
+        return []
     try:
-        blocks = [dict(block) for block in scene.models.describe(str(run.model.get("name")))["blocks"]]
+        blocks = [dict(block) for block in scene.models.describe(str(name))["blocks"]]
     except (ValueError, LookupError):
         return []
     # A catalogue may since have given the name to another model.
@@ -88,7 +91,7 @@ class Diagram(Panel):
 
     def width(self, scene: Scene) -> int:
         """Pixels below which the labels would collide."""
-        return 118 * column_count(self.blocks(scene))
+        return 84 * column_count(self.blocks(scene))
 
     def table(self, scene: Scene) -> Table:
         rows = ([str(b["layer"] if b["layer"] is not None else ""), str(b["label"]), str(b["detail"])] for b in self.blocks(scene))
@@ -165,7 +168,7 @@ class NextTokens(Panel):
 
     id = "next-tokens"
     title = "What it expects next"
-    words = "The most likely next tokens after the pinned token. The token that really came next is green."
+    words = "The most likely next tokens after the pinned token. The one that really came next is green (✓)."
     depends = ("run", "query")
     height = 330
 

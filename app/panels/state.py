@@ -253,8 +253,8 @@ class Signals(Panel):
     """Other per-token signals of the chosen head: write strength, step size, gates."""
 
     id = "signals"
-    title = "Gates and write strength"
-    words = "What else the layer decides at each token, for the chosen head."
+    title = "Gates and other signals"
+    words = "What else the layer decides or measures at each token, for the chosen head."
     depends = ("run", "layer", "head")
     height = 250
 

@@ -63,7 +63,7 @@ def memory_words(layer: Mapping[str, Any]) -> str:
 def state_axes(layer: Mapping[str, Any]) -> tuple[str, str]:
     """What the two axes of the layer's matrix state are, in words."""
     if layer.get("kind") == "bdh":
-        return "neuron (key side)", "value channel"
+        return "neuron", "value channel"
     return "key channel", "value channel"
 
 

@@ -74,7 +74,7 @@ def test_what_cannot_be_seen_gets_a_sign() -> None:
 @pytest.mark.parametrize("scale", ["linear", "sqrt", "log"])
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_colour_bar_tells_the_truth(scale: str, signed: bool) -> None:
-    colours = Colours("diverging-dark" if signed else "sequential", 0.8, scale, signed, "weight")
+    colours = Colours("diverging-dark" if signed else "sequential-light", 0.8, scale, signed, "weight")
     bar = colour_bar(colours).marker
     assert [tuple(pair) for pair in bar.colorscale] == colour_scale(colours.table)
     assert bar.cmin == (-1 if signed else 0) and bar.cmax == 1
@@ -141,7 +141,7 @@ def test_next_tokens_mark_what_came() -> None:
     figure = next_tokens(["a", "b"], np.log([0.75, 0.25]), LIGHT, panel="p", actual=1)
     assert list(figure.data[0].x) == pytest.approx([0.75, 0.25])
     assert figure.data[0].marker.color == (LIGHT.accent, LIGHT.good)
-    assert "came next" in figure.data[0].text[1] and "came next" not in figure.data[0].text[0]
+    assert figure.data[0].text == ("75.0%", "25.0% ✓")
 
 
 def test_neuron_orders_by_hand() -> None:

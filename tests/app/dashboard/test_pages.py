@@ -194,7 +194,9 @@ def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(own: Ser
     assert [block["label"] for block in blocks_of(own.scene(ViewState(run=run_id)))] == [
         "Embedding", "Softmax attention", "Softmax attention", "Unembedding",
     ]  # fmt: skip
-    for n_layers, expected in ((2, "MLP"), (3, "Unembedding")):
+    for n_layers, provenance, expected in ((2, "trained", "MLP"), (3, "trained", "Unembedding"), (2, "random", "Unembedding")):
+        listed = [{"name": "Synthetic attention", "provenance": provenance}]
+        monkeypatch.setattr(own.models, "list_models", lambda listed=listed: listed)
         blocks = [{"kind": "mlp", "label": "MLP", "detail": "64", "layer": layer} for layer in range(n_layers)]
         monkeypatch.setattr(own.models, "describe", lambda name, blocks=blocks: {"blocks": blocks, "hook_points": []})
         own.forget_run(run_id)

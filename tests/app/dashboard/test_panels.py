@@ -132,6 +132,28 @@ def test_the_picture_of_a_whole_long_map_keeps_a_one_cell_diagonal(services: Ser
     assert len(panel.picture(scene, LIGHT, 512)) < 100_000
 
 
+def test_a_part_too_large_to_draw_comes_from_the_stored_overview(
+    services: Services, run_ids: RunIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.panels.attention.DRAWN_CELLS", 1000)
+    panel = PANELS["pattern"]
+    assert isinstance(panel, PicturePanel)
+    stored = services.store.open(run_ids.long).array("overview.0")[0]
+    edges = np.arange(97) * 4096 // 96
+    scene = scene_of(services, run_ids.long, head=0, rows=(100, 700), columns=(43, 301))
+    (top, bottom), (left, right) = panel.extents(scene)
+    assert (top, bottom, left, right) == (edges[2], edges[17], edges[1], edges[8])  # edges 85, 725, 42, 341
+    pooled = panel.pooled(scene, 512)
+    expected = stored[2:17, 1:8]
+    assert pooled.shape == expected.shape
+    assert ((pooled == expected) | (np.isnan(pooled) & (expected == 0))).all() and np.isnan(pooled[0, -1]) and np.isfinite(pooled[-1, 0])
+    image = panel.figure(scene, LIGHT).layout.images[0]
+    assert (image.x, image.y, image.sizex, image.sizey) == (left, top, right - left, bottom - top)
+    assert any("coarse" in fact and "43 × 43" in fact for fact in panel.facts(scene))
+    with pytest.raises(TooLarge, match="zoom in"):
+        panel.figure(scene_of(services, run_ids.long, pooling="mean"), LIGHT)
+
+
 @pytest.mark.parametrize("kind", SHOWN)
 def test_a_reading_is_the_exact_value(services: Services, run_ids: RunIds, kind: str) -> None:
     scene = scene_of(services, run_called(run_ids, kind), layer=1, rows=(20, 40))

@@ -87,6 +87,6 @@ def test_a_mosaic_of_ragged_lines() -> None:
 
 def test_a_picture_needs_cells() -> None:
     with pytest.raises(ValueError, match="not empty"):
-        to_png(np.zeros((0, 3), np.uint8), "sequential")
+        to_png(np.zeros((0, 3), np.uint8), "sequential-light")
     with pytest.raises(ValueError, match="float64"):
-        to_png(np.zeros((3, 3)), "sequential")
+        to_png(np.zeros((3, 3)), "sequential-light")

@@ -53,7 +53,7 @@ def test_the_colour_bar_is_the_table_of_the_pictures(name: str) -> None:
     assert [colour for _, colour in scale] == [f"rgb({r},{g},{b})" for r, g, b in table.tolist()]
 
 
-@pytest.mark.parametrize("name", ["sequential", "wash-light", "wash-dark"])
+@pytest.mark.parametrize("name", ["sequential-light", "sequential-dark", "wash-light", "wash-dark"])
 def test_a_sequential_table_goes_one_way_in_lightness(name: str) -> None:
     steps = np.diff(luminances(name))
     # Rounding to 8 bits can undo a step by less than one level.
