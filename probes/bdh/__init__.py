@@ -41,6 +41,8 @@ _HOME = {
     "block_reads": "interventions",
     "ablate_neurons": "interventions",
     "copy_state": "interventions",
+    "measure_sparsity": "sparsity",
+    "Sparsity": "sparsity",
     "octiles": "timescales",
     "neurons_of": "timescales",
     "periods": "timescales",
