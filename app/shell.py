@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from app.figures.common import number, token_label
+from app.figures.common import number, token_label, visible_text
 from app.frames import icon
 from app.panels.overview import token_name
 from app.panels.words import kind_words, memory_words, pattern_words
@@ -215,7 +216,7 @@ def _pinned(scene: Scene) -> html.Section:
     if run.has("next.ids"):
         best = int(run.array("next.ids")[index, 0])
         chance = float(run.array("next.log_probs")[index, 0])
-        rows.append(("expects", f"‘{token_name(scene, best)}’ {100 * 2.718281828459045**chance:.0f} %"))
+        rows.append(("expects", f"‘{visible_text(token_name(scene, best))}’ {math.exp(chance):.0%}"))
     if scene.view.key is not None:
         rows.append(("pinned source", token_label(scene.tokens, scene.view.key)))
     name = "Token shown" if at_state else "Pinned token" if scene.view.query is not None else "Last token (none pinned)"

@@ -11,16 +11,24 @@
   // lines draw token i at i.
   const cell = (axis, index) => [index + (axis.origin || 0), index + 1 + (axis.origin || 0)];
 
+  const THINNEST = 2; // pixels: in a long text one token is thinner than a pixel, and its mark must still be seen
+
   function place(gd, name, x, y) {
     const { xaxis, yaxis } = gd._fullLayout;
-    const limit = (axis, value) => Math.max(0, Math.min(axis._length, axis.l2p(value)));
-    const [x0, x1] = x ? x.map((v) => limit(xaxis, v)).sort((a, b) => a - b) : [0, xaxis._length];
-    const [y0, y1] = y ? y.map((v) => limit(yaxis, v)).sort((a, b) => a - b) : [0, yaxis._length];
-    if (x1 - x0 < 0.4 || y1 - y0 < 0.4) return;
+    const inside = (axis, span) => {
+      if (!span) return [0, axis._length];
+      const [low, high] = span.map((value) => axis.l2p(value)).sort((a, b) => a - b);
+      if (high <= 0 || low >= axis._length) return null;
+      const middle = (low + high) / 2, half = Math.max(high - low, THINNEST) / 2;
+      return [Math.max(0, middle - half), Math.min(axis._length, middle + half)];
+    };
+    const across = inside(xaxis, x), down = inside(yaxis, y);
+    if (!across || !down) return;
+    const [x0, x1] = across, [y0, y1] = down;
     const mark = document.createElement("div");
     mark.className = `mark ${name}`;
     Object.assign(mark.style, {
-      left: `${xaxis._offset + x0}px`, top: `${yaxis._offset + y0}px`, width: `${Math.max(1, x1 - x0)}px`, height: `${Math.max(1, y1 - y0)}px`,
+      left: `${xaxis._offset + x0}px`, top: `${yaxis._offset + y0}px`, width: `${x1 - x0}px`, height: `${y1 - y0}px`,
     });
     gd.append(mark);
   }
