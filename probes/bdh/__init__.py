@@ -26,6 +26,7 @@ _HOME = {
     "TopSynapses": "top_synapses",
     "attribute_state": "attribution",
     "StateAttribution": "attribution",
+    "explained_by_paper": "attribution",
     "who_wrote": "attribution",
     "who_wrote_synapse": "attribution",
     "neuron_says": "meaning",

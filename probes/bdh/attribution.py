@@ -146,6 +146,14 @@ def attribute_state(
     return StateAttribution(writes, at, state, tuple(tuple(token_strings(model, row)) for row in tokens), error)
 
 
+def explained_by_paper(
+    model: Any, tokens: Any, *, at: int = -1, mask: Tensor | None = None, hooks: Sequence[Any] = ()
+) -> list[Explained]:
+    """How much of the state the paper's account holds, for every layer that has synapses (1 … L − 1); one run per layer."""
+    layers = range(1, require_bdh(model).n_layers)
+    return [attribute_state(model, tokens, layer, at=at, mask=mask, hooks=hooks).explained() for layer in layers]
+
+
 @dataclass(frozen=True)
 class Write:
     """One term of a sum: what `neuron` (head, number) of `source` wrote at a token; neuron is None for an embedding.
@@ -186,6 +194,7 @@ class Authors:
         return f"<table><caption>{escape(repr(self))}</caption><tbody>{rows}</tbody></table>"
 
 
+@implements("bdh", "probe", "who_wrote")
 def who_wrote(
     attribution: StateAttribution,
     head: int,
@@ -237,6 +246,7 @@ def who_wrote(
     return _largest(f"{name} of head {head}, layer {attribution.layer}", terms, attribution.tokens[sequence], k)
 
 
+@implements("bdh", "probe", "who_wrote_synapse")
 def who_wrote_synapse(attribution: StateAttribution, synapse: Synapse, *, sequence: int = 0, k: int = 20) -> Authors:
     """The tokens that wrote one synapse: the k largest terms c_τ y_τ[i] k_τ[j] of σ̂.
 

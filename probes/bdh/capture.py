@@ -80,6 +80,11 @@ class Synapse:
     source_layer: int = -1
 
     def __post_init__(self) -> None:
+        for name in ("source", "target"):
+            place = tuple(getattr(self, name))
+            if len(place) != 2:
+                raise ValueError(f"{name} of a synapse is {place}; expected (head, neuron).")
+            object.__setattr__(self, name, place)
         if self.source_layer == -1:
             object.__setattr__(self, "source_layer", self.target_layer - 1)
         if not 0 <= self.source_layer < self.target_layer:
@@ -149,9 +154,11 @@ class Writes:
         return list(self.coefficients)
 
     def checked_source(self, source: Source) -> Source:
-        """Raises ValueError unless something of this source is written into the layer."""
+        """Raises ValueError unless something of this source is written into the layer, and was kept."""
         if source not in self.coefficients:
             raise ValueError(f"Nothing from {source!r} is written into layer {self.layer}. Sources: {self.sources}.")
+        if source != EMBEDDING and source not in self.y:
+            raise ValueError(f"y of layer {source} was not kept in this run; kept: {sorted(self.y)}.")
         return source
 
     def written(self, source: Source) -> Tensor:
@@ -174,22 +181,30 @@ def outer(keys: Tensor, values: Tensor, at: int) -> Tensor:
 
 @torch.no_grad()
 def capture_writes(
-    model: Any, tokens: Any, layer: int, *, mask: Tensor | None = None, hooks: Sequence[Any] = ()
+    model: Any,
+    tokens: Any,
+    layer: int,
+    *,
+    sources: Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    hooks: Sequence[Any] = (),
 ) -> Writes:
     """Run the model once and keep what is written into the state of `layer`.
 
-    Memory: (layer + 1) · pos · n numbers, the dense activations; no state and nothing of size n × n.
+    Memory: pos · n numbers for the keys and for the y of each of the `sources` (None: all lower layers), the dense activations; no state
+    and nothing of size n × n.
     With `hooks` that add to the stream the decomposition loses that part; `StateAttribution.error` shows it.
     Raises ValueError for a layer that does not exist.
     """
     model = require_bdh(model)
     checked_layer(model, layer)
     tokens = model.to_tokens(tokens)
+    kept = list(range(layer)) if sources is None else list(sources)
     site = f"blocks.{layer}.attn."
     names = [
         "hook_embed",
         *scale_names(layer),
-        *(f"blocks.{k}.hook_y" for k in range(layer)),
+        *(f"blocks.{k}.hook_y" for k in kept),
         site + "hook_rot_k",
         site + "hook_value",
     ]
@@ -205,7 +220,7 @@ def capture_writes(
         keys=keys,
         values=cache[site + "hook_value"].to(precise),
         embedding=centred(cache["hook_embed"].to(precise)),
-        y={k: cache[f"blocks.{k}.hook_y"].to(precise) for k in range(layer)},
+        y={k: cache[f"blocks.{k}.hook_y"].to(precise) for k in kept},
         coefficients=coefficients(scales, layer),
         encoder=centred_encoder(model).to(precise),
         norm_eps=model.config.norm_eps,

@@ -41,7 +41,7 @@ def synapse_value(
     synapse.check(model)
     tokens = model.to_tokens(tokens)
     stop = checked_position(after, tokens.shape[1], "after") + 1
-    writes = capture_writes(model, tokens, synapse.target_layer, mask=mask, hooks=hooks)
+    writes = capture_writes(model, tokens, synapse.target_layer, sources=[synapse.source_layer], mask=mask, hooks=hooks)
     (a, i), (b, j) = synapse.source, synapse.target
     products = writes.y[synapse.source_layer][:, a, :stop, i] * writes.keys[:, b, :stop, j]
     return (writes.coefficients[synapse.source_layer][:, :stop] * products).sum(1)
@@ -64,6 +64,7 @@ def change_synapse(model: Any, synapse: Synapse, change: float | Tensor, *, afte
     )
 
 
+@implements("bdh", "intervention", "ablate_synapse")
 def ablate_synapse(model: Any, tokens: Any, synapse: Synapse, *, after: int, **run: Any) -> EditState:
     """Take out of the state what the tokens up to `after` wrote into a synapse: later tokens find it at 0.
 
@@ -72,6 +73,7 @@ def ablate_synapse(model: Any, tokens: Any, synapse: Synapse, *, after: int, **r
     return clamp_synapse(model, tokens, synapse, 0.0, after=after, **run)
 
 
+@implements("bdh", "intervention", "clamp_synapse")
 def clamp_synapse(
     model: Any, tokens: Any, synapse: Synapse, value: float | Tensor, *, after: int, **run: Any
 ) -> EditState:
@@ -80,6 +82,7 @@ def clamp_synapse(
     return change_synapse(model, synapse, torch.as_tensor(value).to(current) - current, after=after)
 
 
+@implements("bdh", "intervention", "copy_synapse")
 def copy_synapse(
     model: Any, tokens: Any, synapse: Synapse, *, after: int, source_tokens: Any, source_after: int, **run: Any
 ) -> EditState:
@@ -137,6 +140,7 @@ def mute_synapse(model: Any, synapse: Synapse) -> list[tuple[str, Any]]:
     ]
 
 
+@implements("bdh", "intervention", "freeze_writes")
 def freeze_writes(
     model: Any,
     *,
@@ -158,6 +162,7 @@ def freeze_writes(
     return Ablate(Select(role="rotated_key", layer=layer), heads=heads, positions=list(range(since, length)))
 
 
+@implements("bdh", "intervention", "block_reads")
 def block_reads(
     model: Any,
     *,
@@ -173,6 +178,7 @@ def block_reads(
     return Ablate(Select(role="rotated_query", layer=layer), heads=heads, positions=positions)
 
 
+@implements("bdh", "intervention", "ablate_neurons")
 def ablate_neurons(
     model: Any,
     neurons: Sequence[tuple[int, int]],

@@ -68,6 +68,7 @@ def neuron_says(model: Any, head: int, neuron: int, k: int = 10) -> NeuronMeanin
     return NeuronMeaning(head, neuron, excited, says(model, encoder, k), suppressed)
 
 
+@implements("bdh", "probe", "row_says")
 @torch.no_grad()
 def row_says(
     model: Any, attribution: StateAttribution, head: int, neuron: int, *, sequence: int = 0, k: int = 10

@@ -195,6 +195,7 @@ class MatchingPairs:
         )
 
 
+@implements("bdh", "probe", "matching_pairs")
 @torch.no_grad()
 def matching_pairs(
     model: Any,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probes.bdh.capture import checked_layer, neurons_per_head, require_bdh
 from workbench.instrument.errors import suggestion
+from workbench.lab.catalogue import implements
 
 POINTS = {"x": "hook_x", "gate": "hook_gate", "y": "hook_y"}
 
@@ -110,6 +111,7 @@ class SparseActivations(Mapping[tuple[str, int, int], SparseRows]):
         return f"SparseActivations({len(self)} layer-head blocks, {self.nbytes() / 1e6:.2f} MB)"
 
 
+@implements("bdh", "probe", "sparse_activations")
 @torch.no_grad()
 def sparse_activations(
     model: Any,

@@ -102,6 +102,7 @@ def strongest_synapses(
     return search.by_strength("strength", 0, search.position(at) + 1, k)
 
 
+@implements("bdh", "probe", "most_changed_synapses")
 def most_changed_synapses(
     model: Any,
     tokens: Any,
@@ -121,6 +122,7 @@ def most_changed_synapses(
     return search.by_strength("change", first + 1, last + 1, k)
 
 
+@implements("bdh", "probe", "most_read_synapses")
 def most_read_synapses(
     model: Any,
     tokens: Any,
@@ -179,7 +181,9 @@ class _Search:
                 raise ValueError(f"target_heads has {head}; expected 0..{model.config.n_heads - 1}.")
         if not heads:
             raise ValueError("target_heads is empty, which searches nothing.")
-        return cls(model, capture_writes(model, tokens, target_layer, hooks=hooks), source_layer, heads)
+        return cls(
+            model, capture_writes(model, tokens, target_layer, sources=[source_layer], hooks=hooks), source_layer, heads
+        )
 
     def position(self, at: int) -> int:
         return checked_position(at, self.writes.tokens.shape[1])

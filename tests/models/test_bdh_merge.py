@@ -104,6 +104,20 @@ def test_a_silent_parent_leaves_the_other_alone(model: BDH, tokens: Tensor) -> N
     assert bool((shares["talks"] == 1).all()) and bool((shares["silent"] == 0).all())
 
 
+def test_the_order_of_neuron_pairs_does_not_matter(model: BDH, tokens: Tensor) -> None:
+    """Rotary pairs may stand in any order as long as their frequencies go with them: why concatenation is allowed at all."""
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    neurons = torch.stack([2 * order, 2 * order + 1], 1).flatten()
+    shuffled, halves = BDH(CONFIG).double().eval(), BDH(CONFIG).double().eval()
+    with torch.no_grad():
+        for other in (shuffled, halves):
+            for name, dim in (("D_x", -1), ("D_y", -1), ("E", 1)):
+                getattr(other.weights, name).copy_(getattr(model.weights, name).index_select(dim, neurons))
+        shuffled.weights.frequencies.copy_(model.weights.frequencies[neurons])
+    assert largest(shuffled(tokens) - model(tokens)) <= EXACT
+    assert largest(halves(tokens) - model(tokens)) > 1e-2  # without their frequencies it does
+
+
 def test_heritage_of_activity(model: BDH, other: BDH, tokens: Tensor) -> None:
     merged, heritage = merge([model, other], ["first", "second"])
     _, cache = merged.run_with_cache(tokens, names=["blocks.1.hook_y", "blocks.1.hook_u_pre"])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import models
 from models.bdh.model import BDH
-from probes.bdh.attribution import attribute_state, who_wrote, who_wrote_synapse
+from probes.bdh.attribution import attribute_state, explained_by_paper, who_wrote, who_wrote_synapse
 from probes.bdh.capture import Synapse
 from probes.bdh.meaning import neuron_says, row_says, says
 from tests.probes.bdh_naive import EXACT, Naive, largest, naive, tiny_model, tiny_tokens
@@ -92,6 +92,12 @@ def test_how_much_the_paper_explains(model: BDH, tokens: Tensor) -> None:
         assert abs(float(explained.share[1, head] - (part * state[head]).sum() / state[head].square().sum())) < EXACT
     with pytest.raises(ValueError, match="Layer 0 has no synapses"):
         attribute_state(model, tokens, 0, at=AT).explained()
+
+
+def test_every_layer_with_synapses_is_explained(model: BDH, tokens: Tensor) -> None:
+    layers = explained_by_paper(model, tokens, at=AT)
+    assert [found.layer for found in layers] == [1, 2]
+    assert torch.equal(layers[1].share, attribute_state(model, tokens, 2, at=AT).explained().share)
 
 
 def test_entry_row_and_column_are_sums_of_their_terms(model: BDH, tokens: Tensor) -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 import models
+import probes.bdh
 from models.bdh.model import BDH
 from probes.bdh.capture import Synapse, capture_writes
 from probes.bdh.synapses import VIEWS, trace_synapses
 from tests.probes.bdh_naive import EXACT, LENGTH, largest, naive, tiny_model, tiny_tokens, turn
 from workbench.instrument.interventions import Ablate
+from workbench.lab.catalogue import gather
 
 HEADS, NEURONS = 2, 6
 
@@ -156,7 +158,30 @@ def test_synapses_make_the_state(model: BDH, tokens: Tensor) -> None:
             assert largest(writes.coefficients[source][1] / expected - 1) < EXACT
 
 
+def test_sixteen_bit_models_are_traced_in_32(tokens: Tensor) -> None:
+    """A bfloat16 model's synapses are near the exact ones, and its decomposition near its own state."""
+    exact, rounded = models.build("bdh"), models.build("bdh").bfloat16()
+    synapses = [Synapse((0, i), (1, j), 2) for i in range(16) for j in range(16)]
+    text = torch.randint(0, 256, (1, 12), generator=torch.Generator().manual_seed(0))
+    expected, found = (trace_synapses(m, text, synapses).strength for m in (exact, rounded))
+    assert largest(found - expected) < 0.1 * largest(expected) and largest(expected) > 1
+    writes = capture_writes(rounded, text, 2)
+    assert writes.keys.dtype == writes.y[0].dtype == torch.float32
+    rebuilt = torch.stack([writes.state(11, source) for source in writes.sources]).sum(0)
+    assert largest(rebuilt - rounded.states(text, 11)[2][:, 0]) < 0.05 * largest(rebuilt)
+
+
+def test_only_the_sources_asked_for_are_kept(model: BDH, tokens: Tensor) -> None:
+    writes = capture_writes(model, tokens, 2, sources=[1])
+    assert list(writes.y) == [1] and writes.sources == ["embedding", 0, 1]
+    assert torch.equal(writes.written(1), capture_writes(model, tokens, 2).written(1))
+    with pytest.raises(ValueError, match=r"y of layer 0 was not kept in this run; kept: \[1\]"):
+        writes.written(0)
+
+
 def test_mistakes_are_named(model: BDH, tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected \(head, neuron\)"):
+        Synapse((1, 2, 3), (0, 0), 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Layer 0 has none"):
         Synapse((0, 0), (0, 0), 0)
     with pytest.raises(ValueError, match="lower layer"):
@@ -174,6 +199,12 @@ def test_mistakes_are_named(model: BDH, tokens: Tensor) -> None:
     dropping = tiny_model(dropout=0.5).train()
     with pytest.raises(ValueError, match="training mode"):
         trace_synapses(dropping, tokens, Synapse((0, 0), (0, 0), 1))
+
+
+def test_public_names_exist_and_declare_what_they_implement() -> None:
+    assert all(callable(getattr(probes.bdh, name)) for name in probes.bdh.__all__)
+    declared = {record.name for record in gather(["probes.bdh"]) if record.slug == "bdh"}
+    assert {"trace_synapses", "attribute_state", "read_circuit", "measure_sparsity", "copy_state"} <= declared
 
 
 def test_table_names_every_synapse() -> None:
