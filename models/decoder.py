@@ -82,8 +82,15 @@ class Decoder(HookedModel):
             As `return_type` says; with `return_state`, a pair of that and the `ModelState` to continue from.
 
         Raises:
-            ValueError: tokens out of the vocabulary, too long for n_ctx, mask of a wrong shape, unknown return_type.
+            ValueError: tokens out of the vocabulary, too long for n_ctx, mask of a wrong shape, a state of another model or batch,
+                unknown return_type, a loss of fewer than two tokens.
         """
+        if return_type not in (*RETURN_TYPES, None):
+            raise ValueError(
+                f"Unknown return_type {return_type!r}.{suggestion(str(return_type), RETURN_TYPES)} Expected one of {RETURN_TYPES}."
+            )
+        if return_state and not (start_at_layer is None and stop_at_layer is None):
+            raise ValueError("return_state needs all layers to run: leave out start_at_layer and stop_at_layer.")
         if start_at_layer is None:
             tokens = self.to_tokens(tokens)
         context = self._context(tokens, mask, state, return_state, start_at_layer is not None)
@@ -119,10 +126,6 @@ class Decoder(HookedModel):
     def _output(
         self, x: Tensor, tokens: Tensor, mask: Tensor | None, return_type: str | None, loss_per_token: bool
     ) -> Any:
-        if return_type not in (*RETURN_TYPES, None):
-            raise ValueError(
-                f"Unknown return_type {return_type!r}.{suggestion(str(return_type), RETURN_TYPES)} Expected one of {RETURN_TYPES}."
-            )
         logits = self.unembed_residual(x)
         if return_type == "logits":
             return logits
@@ -144,7 +147,9 @@ class Decoder(HookedModel):
             raise ValueError("The input holds no tokens. Expected at least one.")
         if tokens.device.type != "cpu" and not residual and not torch.compiler.is_compiling():
             self._check_vocabulary(tokens)  # beforehand, because a faulty look-up on an accelerator ends the process
-        if residual and tokens.shape[-1] != self.d_model:
+        if state is not None:
+            self._check_state(state, batch)
+        if residual and (tokens.dim() != 3 or tokens.shape[-1] != self.d_model):
             raise ValueError(
                 f"start_at_layer expects a residual stream [batch, pos, d_model={self.d_model}]; got {tuple(tokens.shape)}."
             )
@@ -172,6 +177,25 @@ class Decoder(HookedModel):
             raise ValueError(
                 f"Token ids must lie in 0..{self.vocab_size - 1}; got {least}..{most}. Was another tokenizer used?"
             )
+
+    def _check_state(self, state: ModelState, batch: int) -> None:
+        """A state of another model or batch would be read as something that it is not."""
+        expected = self.loops * self.n_layers
+        if len(state.layers) != expected:
+            raise ValueError(
+                f"The state has {len(state.layers)} layers; this model has {expected}. A state continues the model that made it."
+            )
+        for number, (slots, mixer) in enumerate(zip(state.layers, self.mixers * self.loops, strict=True)):
+            if set(slots) != set(mixer.slots):
+                raise ValueError(
+                    f"The state of layer {number} holds {', '.join(map(repr, slots)) or 'nothing'}; expected "
+                    f"{', '.join(map(repr, mixer.slots))}. A state continues the model that made it."
+                )
+            for name, value in slots.items():
+                if value.shape[0] != batch:
+                    raise ValueError(
+                        f"The state holds a batch of {value.shape[0]}; the tokens are a batch of {batch} (slot {name!r} of layer {number})."
+                    )
 
     def _check_length(self, length: int) -> None:
         if self.n_ctx is not None and length > self.n_ctx:
@@ -219,7 +243,16 @@ class Decoder(HookedModel):
 
         Returns:
             Prompts with the new tokens appended, [batch, pos + max_new_tokens].
+
+        Raises:
+            ValueError: a negative temperature or number of tokens, top_k below 1, and as for a call.
         """
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more.")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; expected 0 (most likely token) or more.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all tokens.")
         tokens = self.to_tokens(tokens)
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         state: ModelState | None = None
@@ -250,13 +283,20 @@ class Decoder(HookedModel):
     # ------------------------------------------------------------------- text
 
     def to_tokens(self, tokens: Any, prepend_bos: bool | None = None) -> Tensor:
-        """[batch, pos] ids from ids, text, or a list of texts of equal token length (use `pad` for unequal ones)."""
+        """[batch, pos] ids from ids of any integer type, text, or a list of texts of equal token length (use `pad` for unequal ones).
+
+        `prepend_bos` is TransformerLens's; the tokenizers here have no token to prepend, so True is an error.
+        """
+        if prepend_bos:
+            raise ValueError(
+                "There is no token to prepend: bytes have no beginning-of-sequence token. Expected prepend_bos=False."
+            )
         if isinstance(tokens, Tensor):
             if tokens.dim() == 1:
                 tokens = tokens[None]
-            if tokens.dim() != 2 or tokens.is_floating_point():
+            if tokens.dim() != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
                 raise ValueError(f"Expected token ids [batch, pos], got shape {tuple(tokens.shape)} of {tokens.dtype}.")
-            return tokens
+            return tokens.long()  # torch would take bytes (uint8) for a mask
         texts = [tokens] if isinstance(tokens, str) else list(tokens)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"Expected token ids, a text or a list of texts; got {type(tokens).__name__}.")
@@ -271,7 +311,16 @@ class Decoder(HookedModel):
         """Tokens [batch, pos] and mask [batch, pos] of texts of unequal length; padding tokens have id 0."""
         if side not in ("left", "right"):
             raise ValueError(f"Unknown side {side!r}. Expected 'left' or 'right'.")
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(
+                f"pad expects a list of texts, got {type(texts).__name__}."
+                if len(texts)
+                else "pad got no texts. Expected at least one."
+            )
         ids = [self._tokenizer().encode(text) for text in texts]
+        for number, row in enumerate(ids):
+            if not row:
+                raise ValueError(f"pad: text {number} is empty. Expected at least one token.")
         length = max(len(i) for i in ids)
         rows, masks = [], []
         for row in ids:
@@ -377,23 +426,27 @@ class Decoder(HookedModel):
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None, per_token: bool = False) -> Tensor:
     """Cross-entropy in nats of each next token. logits [batch, pos, vocab], tokens [batch, pos] -> scalar, or [batch, pos - 1].
 
-    With a mask, targets that are padding, or that follow padding, do not count.
+    With a mask, targets that are padding, or that follow padding, do not count; the mean over none is nan.
+
+    Raises:
+        ValueError: fewer than two tokens.
     """
+    if tokens.shape[1] < 2:
+        raise ValueError(f"A loss needs at least two tokens, got {tokens.shape[1]}: the first one predicts the second.")
     loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
     if mask is None:
         return loss if per_token else loss.mean()
+    mask = mask.to(device=loss.device, dtype=torch.bool)
     real = (mask[:, 1:] & mask[:, :-1]).to(loss)
-    return loss * real if per_token else (loss * real).sum() / real.sum().clamp(min=1)
+    return loss * real if per_token else (loss * real).sum() / real.sum()
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; expected 0 (most likely token) or more.")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        logits = torch.full_like(logits, float("-inf")).scatter(1, best.indices, best.values)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 

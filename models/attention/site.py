@@ -7,9 +7,10 @@
     z       = p v                            hook_z
     out     = Σ_head W_O z                   hook_result (per head, on demand)
 
-With nobody watching between scores and z the fused kernel (SDPA) runs and no query × key array exists; watching scores or
-pattern makes this layer explicit, with the same result. Grouped-query attention (Ainslie et al. 2023): head h reads key/value
-group ⌊h·n_kv/n_heads⌋; one group is multi-query attention (Shazeer 2019).
+With nobody watching between scores and z the fused kernel (SDPA) runs and no query × key array exists, but for the mask that the
+kernel is handed where there is a window, padding, ALiBi, or a text that goes on after a carried state: one for the whole batch and,
+without ALiBi, for all heads. Watching scores or pattern makes this layer explicit, with the same result. Grouped-query attention
+(Ainslie et al. 2023): head h reads key/value group ⌊h·n_kv/n_heads⌋; one group is multi-query attention (Shazeer 2019).
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.context import Context
-from models.parts.positions import PositionBias, Rotary
+from models.parts.positions import POSITIONS, PositionBias, Rotary
+from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
 
@@ -53,8 +55,18 @@ class AttentionConfig:
 class Attention(nn.Module):
     """The attention site of one layer. Input and output [batch, pos, d_model]; see the module docstring for its stages."""
 
+    slots = ("key", "value")  # what it carries from call to call
+
     def __init__(self, config: AttentionConfig, d_model: int, switches: dict[str, bool]) -> None:
         super().__init__()
+        if config.position not in POSITIONS:
+            raise ValueError(
+                f"Unknown position {config.position!r}.{suggestion(config.position, POSITIONS)} Expected one of {', '.join(POSITIONS)}."
+            )
+        if config.window is not None and config.window < 1:
+            raise ValueError(
+                f"window is {config.window}; expected at least 1 (the token itself), or None for no limit."
+            )
         self.config, self.switches = config, switches
         self.n_heads = config.n_heads
         self.n_kv = config.n_key_value_heads or config.n_heads
@@ -153,7 +165,9 @@ class Attention(nn.Module):
         mask = context.mask_to_add(q.shape[2], q.dtype, q.device, self.config.window)
         if self.bias is None:
             return mask
-        return mask + self.bias(q.shape[0], context.positions, context.key_positions, q.dtype)
+        # one bias serves the whole batch, unless sequences differ by padding or somebody watches them apart
+        batch = q.shape[0] if self.bias.hook_bias.active else mask.shape[0]
+        return mask + self.bias(batch, context.positions, context.key_positions, q.dtype)
 
     def _out(self, z: Tensor) -> Tensor:
         if not self.hook_result.active:
