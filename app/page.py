@@ -26,7 +26,8 @@ DEFAULT_OF = {each.name: str(each.default) for each in fields(ViewState)}
 class Page:
     """One page. `layout` builds it for a scene; it is built anew only when `structure` changes, panels redraw by themselves.
 
-    `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its own.
+    `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its
+    own; a page that `needs_run` says in words when there is none, instead of being laid out.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Page:
     structure: Callable[[Scene], Hashable] = lambda scene: None
     controls: Callable[[Scene], Sequence[Component]] = lambda scene: ()
     register: Callable[[Dash, Services], None] | None = None
+    needs_run: bool = True
 
     @property
     def path(self) -> str:
@@ -52,7 +54,15 @@ class Page:
             [html.Strong("This run is not here"), html.Span(f"{scene.problem[:1].upper()}{scene.problem[1:]}")],
             className="banner", role="alert",
         )]  # fmt: skip
-        return html.Div([head, *banner, *self.layout(services, scene)], className="page")
+        body = self.layout(services, scene) if scene.run is not None or not self.needs_run else [_no_run(scene)]
+        return html.Div([head, *banner, *body], className="page")
+
+
+def _no_run(scene: Scene) -> Component:
+    title, words = ("No run is open", "Choose another run in the bar above, or ") if scene.problem else ("No run yet", "To have one, ")
+    return html.Div([
+        html.Strong(title), html.Span([words, html.A("start one on the Overview page", href="/", className="in-app"), "."]),
+    ], className="panel-message", role="status")  # fmt: skip
 
 
 # ---- controls --------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@
     all().forEach((strip) => { if (strip.closest(".strip-bar")) reveal(strip); });
     const label = document.getElementById("strip-position");
     const pinned = workbench.shownToken();
-    if (label) label.textContent = pinned === null ? `${known.length} tokens` : `token ${pinned} of ${known.length}`;
+    if (label) label.textContent = !known.length ? "no run" : pinned === null ? `${known.length} tokens` : `token ${pinned} of ${known.length}`;
   });
   new MutationObserver((changes) => {
     for (const change of changes) {

@@ -165,4 +165,5 @@ PAGE = Page(
     panels=PANELS,
     structure=structure,
     register=register,
+    needs_run=False,
 )

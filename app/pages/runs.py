@@ -126,10 +126,14 @@ def register(app: Dash, services: Services) -> None:
         Output("runs-delete", "disabled"),
         Output("runs-hint", "children"),
         Input("runs-grid", "selectedRows"),
+        Input("runs-grid", "rowData"),
     )
-    def enable(selected: list[dict[str, Any]] | None) -> tuple[Any, ...]:
+    def enable(selected: list[dict[str, Any]] | None, listed: list[dict[str, Any]] | None) -> tuple[Any, ...]:
         count = len(_chosen(selected))
-        words = HINT if not count else f"{count} run{'s' if count > 1 else ''} selected."
+        if count:
+            words = f"{count} run{'s' if count > 1 else ''} selected."
+        else:
+            words = HINT if listed else "No runs yet: start one on the Overview page."
         return count != 1, count != 1, count == 0, words
 
     @app.callback(Output("runs-grid", "dashGridOptions"), Input("runs-filter", "value"), State("runs-grid", "dashGridOptions"))
@@ -196,4 +200,5 @@ PAGE = Page(
     layout=layout,
     structure=structure,
     register=register,
+    needs_run=False,
 )

@@ -54,7 +54,7 @@ def controls(scene: Scene) -> Sequence[Component]:
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
-    if scene.run is None or scene.layer is None:
+    if scene.layer is None:
         return [html.Div(frame(STATE, scene), className="grid")]
     cache, matrix, neurons, decay, signals = _form(scene)
     time = _time_bar(scene, compare=matrix)

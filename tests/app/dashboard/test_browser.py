@@ -392,5 +392,6 @@ def test_runs_are_filtered_opened_and_deleted_after_a_question(window: Window, b
 def test_an_address_of_a_run_that_is_gone_says_so(window: Window) -> None:
     window.page.goto(window.address + "/attention?run=20200101-gone-123456")
     playwright.expect(window.page.locator(".banner")).to_contain_text("This run is not here")
-    playwright.expect(window.page.locator("#panel-pattern .panel-message")).to_contain_text("This run is not here")
+    playwright.expect(window.page.locator(".page > .panel-message")).to_contain_text("No run is open")
+    playwright.expect(window.page.locator("#crumbs")).not_to_contain_text("Synthetic")  # nor is another run shown in its place
     assert "Traceback" not in window.page.inner_text("body")
