@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.gated_linear_attention import effective_pattern, gated_linear_attention
 from models.context import Context
+from workbench.instrument.errors import HookError
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
 
@@ -81,6 +82,12 @@ class LinearCore(nn.Module):
             on_state=(lambda t, s: self.hook_state.at(context.offset + t, s)) if stops else None,
         )
         if self.hook_pattern.active:
+            if context.offset:
+                raise HookError(
+                    f"{self.hook_pattern.name!r} is watched in a call that continues a state. The state does not keep the {context.offset} "
+                    "earlier tokens apart, so their columns do not exist. Expected the whole sequence in one call (generate with "
+                    "use_state=False)."
+                )
             pattern = effective_pattern(q, k, log_decay=log_decay, write=write, scale=self.scale, strict=self.strict)
             edited = self.hook_pattern(pattern)
             if edited is not pattern:  # patterns of 16-bit inputs are float32

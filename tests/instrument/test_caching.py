@@ -156,6 +156,7 @@ def test_states_at_positions(name: str) -> None:
         "[-1]": everywhere[:, 7],
         "[3:6]": everywhere[:, 3:6],
         "[6:]": everywhere[:, 6:],
+        "[-3:-1]": everywhere[:, 5:7],
         "[1,4,-2]": everywhere[:, [1, 4, 6]],
     }
     _, cache = model.run_with_cache(TOKENS, names=[state + written for written in forms])

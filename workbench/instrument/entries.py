@@ -38,16 +38,15 @@ def check_signature(function: Callable[..., Any], where: str) -> bool:
             f"The hook for {where}, {function!r}, does not tell its signature. {expected} Wrap it: lambda x, hook: ..."
         ) from None
     kinds = inspect.Parameter
-    by_keyword = any(
-        p.kind is kinds.VAR_KEYWORD or (p.name == "hook" and p.kind is not kinds.POSITIONAL_ONLY)
-        for p in signature.parameters.values()
-    )
-    for keyword in (True, False) if by_keyword else (False,):
+    parameters = signature.parameters
+    named_hook = "hook" in parameters and parameters["hook"].kind not in (kinds.POSITIONAL_ONLY, kinds.VAR_POSITIONAL)
+    takes_any_name = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+    for by_keyword in (True,) if named_hook else (True, False) if takes_any_name else (False,):
         try:
-            signature.bind(None, hook=None) if keyword else signature.bind(None, None)
+            signature.bind(None, hook=None) if by_keyword else signature.bind(None, None)
         except TypeError:
             continue
-        return keyword
+        return by_keyword
     raise HookSignatureError(f"The hook for {where} has the signature {signature}. {expected}")
 
 

@@ -272,7 +272,7 @@ class Group:
             )
         if missing:
             raise HookNeverReached(
-                f"The hook on {self.description} fired, but {', '.join(missing)} never occurred in the run. "
+                f"The hook on {self.description} was reached, but {', '.join(missing)} never occurred in the run. "
                 f"Expected every chosen part to occur: {advice}"
             )
 

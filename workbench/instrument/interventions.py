@@ -193,12 +193,6 @@ class EditPattern(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited pattern."""
-        if x.shape[-1] != point.offset + x.shape[-2]:
-            raise HookError(
-                f"{type(self).__name__} on {point.name!r}: this call continues a state, and the pattern holds only the call's own "
-                f"{x.shape[-1]} of {point.offset + x.shape[-2]} tokens, so reading from earlier ones cannot be edited. "
-                "Expected the whole sequence in one call (generate with use_state=False)."
-            )
         edited = self.where_chosen(x, point, fitting(torch.as_tensor(self.value), x, point, self))
         renormalise = self.renormalise
         if renormalise is None:
