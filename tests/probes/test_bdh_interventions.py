@@ -289,6 +289,8 @@ def test_octiles_follow_the_frequencies() -> None:
     assert octiles(model).tolist() == expected
     assert neurons_of(model, 7) == [28, 29, 30, 31] and neurons_of(model, [0, 1]) == list(range(8))
     assert octiles(models.build("bdh", n_neurons=16384)).tolist() == [8 * j // 8192 for j in range(8192)]
+    for theta in (10_000.0, 500_000.0):  # float32 frequencies fall on either side of a boundary
+        assert octiles(models.build("bdh", n_neurons=512, theta=theta)).tolist() == [8 * j // 256 for j in range(256)]
     with torch.no_grad():
         model.weights.frequencies.copy_(model.weights.frequencies.flip(0))
     assert octiles(model).tolist() == expected[::-1]
