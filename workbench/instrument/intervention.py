@@ -190,6 +190,11 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
+def as_number(value: Any) -> Tensor:
+    """A number as a tensor of full precision (a tensor stays as it is), to be converted where it is applied."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
 def fitting(value: Tensor, x: Tensor, point: HookPoint, intervention: Intervention) -> Tensor:
     """A tensor field in the activation's dtype, device and shape; raises `HookError` if it does not broadcast to it."""
     try:

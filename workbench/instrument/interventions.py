@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
-from workbench.instrument.intervention import KINDS, Intervention, fitting
+from workbench.instrument.intervention import KINDS, Intervention, as_number, fitting
 from workbench.instrument.selection import HookPoints, Select, Selection, as_indices
 
 __all__ = [
@@ -88,11 +88,11 @@ class Scale(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.factor = torch.as_tensor(self.factor)
+        self.factor = as_number(self.factor)
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The scaled activation."""
-        return self.where_chosen(x, point, x * fitting(torch.as_tensor(self.factor), x, point, self))
+        return self.where_chosen(x, point, x * fitting(as_number(self.factor), x, point, self))
 
 
 @dataclass
@@ -123,14 +123,14 @@ class Steer(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.coefficient = torch.as_tensor(self.coefficient)
+        self.coefficient = as_number(self.coefficient)
         if self.direction is None:
             raise HookError("Steer has no direction. Expected a tensor along the last axis of the hook point.")
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The steered activation."""
         assert self.direction is not None
-        added = torch.as_tensor(self.coefficient).to(x) * self.direction.to(x)
+        added = as_number(self.coefficient).to(x) * self.direction.to(x)
         return self.where_chosen(x, point, x + fitting(added, x, point, self))
 
 
@@ -181,7 +181,7 @@ class EditPattern(Intervention):
         super().__post_init__()
         self.queries = self._choose("query", self.queries)
         self.keys = self._choose("key", self.keys)
-        self.value = torch.as_tensor(self.value)
+        self.value = as_number(self.value)
 
     def check(self, point: HookPoint) -> None:
         """Refuse what is no pattern."""
@@ -193,7 +193,7 @@ class EditPattern(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited pattern."""
-        edited = self.where_chosen(x, point, fitting(torch.as_tensor(self.value), x, point, self))
+        edited = self.where_chosen(x, point, fitting(as_number(self.value), x, point, self))
         renormalise = self.renormalise
         if renormalise is None:
             renormalise = point.meta is not None and point.meta.is_distribution
@@ -241,7 +241,7 @@ class EditState(Intervention):
             )
         if self.after is not None:
             as_indices(self.after, "EditState: after")
-        self.value = torch.as_tensor(self.value)
+        self.value = as_number(self.value)
 
     @property
     def after_positions(self) -> tuple[int, ...] | None:
@@ -268,7 +268,7 @@ class EditState(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited state."""
-        value = fitting(torch.as_tensor(self.value), x, point, self)
+        value = fitting(as_number(self.value), x, point, self)
         new = x * value if self.operation == "scale" else x + value if self.operation == "add" else value
         return self.where_chosen(x, point, new)
 
