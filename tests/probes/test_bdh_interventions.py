@@ -278,7 +278,7 @@ def test_whole_states_reset_and_fade(model: BDH, tokens: Tensor) -> None:
     """EditState, of which the edits above are made, against the naive run: reset of one layer, fading of one head."""
     runs = [naive(model, row, after=lambda at, t, s: 0 * s if (at, t) == (1, 5) else s) for row in tokens]
     agree(model, tokens, [EditState(layer=1, after=5, value=0.0)], runs)
-    half = torch.tensor([1.0, 0.9])[:, None, None]
+    half = torch.tensor([1.0, 0.9], dtype=torch.float64)[:, None, None]
     runs = [naive(model, row, after=lambda at, t, s: s * half if at == 2 else s) for row in tokens]
     agree(model, tokens, [EditState(Select(role="state", layer=2), heads=[1], value=0.9)], runs)
 
