@@ -116,14 +116,16 @@ def check_positive_integer(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
 
 
-def check_positions(name: str, positions: Sequence[int] | Tensor, pos: int) -> list[int]:
-    """The positions as a list of integers, each in 0 … pos - 1."""
+def check_positions(
+    name: str, positions: Sequence[int] | Tensor, pos: int, axis: str = "position", size_name: str = "pos"
+) -> list[int]:
+    """The positions as a list of integers, each in 0 … pos - 1; or the indices into another axis."""
     raw = positions.tolist() if isinstance(positions, Tensor) else list(positions)
     for position in raw:
         if not isinstance(position, int) or isinstance(position, bool):
-            raise ValueError(f"{name}: expected integer positions, got {position!r}")
+            raise ValueError(f"{name}: expected integer {axis}s, got {position!r}")
         if not 0 <= position < pos:
-            raise ValueError(f"{name}: position {position} is outside 0 … {pos - 1} (pos = {pos})")
+            raise ValueError(f"{name}: {axis} {position} is outside 0 … {pos - 1} ({size_name} = {pos})")
     return raw
 
 

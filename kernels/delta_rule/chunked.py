@@ -16,6 +16,8 @@ chunk. This is the WY form of arXiv 2406.06484 (section 3.2) and arXiv 2412.0646
 state row D_ij moves into the dot products.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -47,31 +49,33 @@ def chunked(
     state_v, dtype = v.shape[3], state.dtype
     per_chunk = batch * head * chunk_size * (4 * state_k + 3 * state_v + 3 * chunk_size)
     at_once = max(1, PREPARED.get(k.device.type, PREPARED["cpu"]) // per_chunk)
+    # As many chunks together as are prepared at once, the remaining whole chunks, and the ragged rest.
+    whole, rest = divmod(pos, chunk_size)
+    n_chunks = [at_once] * (whole // at_once) + ([whole % at_once] if whole % at_once else [])
+    lengths = [n * chunk_size for n in n_chunks] + ([rest] if rest else [])
+    n_chunks += [1] if rest else []
+
+    def parts(x: Tensor) -> Iterator[Tensor]:
+        """[row, chunk, pos, …] segment by segment, row = batch * head."""
+        x = x.expand(batch, head, *x.shape[2:])
+        # Split, not sliced one by one: the gradient of each slice would be a tensor as long as the whole run.
+        for part, n, length in zip(x.split(lengths, 2), n_chunks, lengths, strict=True):
+            yield part.to(dtype).reshape(batch * head, n, length // n, *x.shape[3:])
+
+    if log_decay is not None and log_decay.ndim == 1:
+        log_decay = log_decay[None, :, None].expand(batch, head, pos)
+    nothing: list[None] = [None] * len(lengths)
+    queries: Iterable[Tensor | None] = nothing if q is None else parts(q)
+    decays: Iterable[Tensor | None] = nothing if log_decay is None else parts(log_decay)
     state = state.reshape(batch * head, state_k, state_v)
     outputs: list[Tensor] = []
     pseudo_values: list[Tensor] = []
-    start = 0
-    while start < pos:
-        n_chunks = min(at_once, (pos - start) // chunk_size)
-        length = n_chunks * chunk_size if n_chunks else pos - start
-        n_chunks = max(1, n_chunks)
-
-        def part(x: Tensor, start: int = start, length: int = length, n_chunks: int = n_chunks) -> Tensor:
-            x = x[:, :, start : start + length].to(dtype)
-            x = x.expand(batch, head, *x.shape[2:])
-            return x.reshape(batch * head, n_chunks, length // n_chunks, *x.shape[3:])
-
-        g = None
-        if log_decay is not None and log_decay.ndim == 1:
-            g = part(log_decay[None, :, None].expand(batch, head, pos))
-        elif log_decay is not None:
-            g = part(log_decay)
-        queries = None if q is None else part(q)
-        output, pseudo, state = _segment(queries, part(k), part(v), part(beta), g, state)
+    segments = zip(queries, parts(k), parts(v), parts(beta), decays, lengths, strict=True)
+    for queries_part, keys, values, weights, decay, length in segments:
+        output, pseudo, state = _segment(queries_part, keys, values, weights, decay, state)
         if output is not None:
             outputs.append(output.reshape(batch, head, length, state_v))
         pseudo_values.append(pseudo.reshape(batch, head, length, state_v))
-        start += length
     read = scale * torch.cat(outputs, 2) if outputs else None
     return read, torch.cat(pseudo_values, 2), state.view(batch, head, state_k, state_v)
 

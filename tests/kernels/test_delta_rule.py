@@ -206,7 +206,7 @@ def test_beta_one_replaces_what_the_key_recalls_and_beta_zero_leaves_it() -> Non
     assert torch.equal(state[0, 0], torch.stack([v[0, 0, 2], v[0, 0, 1], torch.zeros(2, dtype=torch.float64)]))
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", ["scalar", "vector"])
 def test_one_graph_under_compile(decay: str) -> None:
     inputs = make_inputs(decay, initial=True)
     expected, _ = run(inputs)
