@@ -4,6 +4,7 @@ torch loads when the first run starts (or in the background right after start-up
 hold everything that pages show of them.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -178,7 +179,9 @@ def open_dashboard(
     try:
         serve(store, jobs, models, host=host, port=port, token=token, allowed_hosts=allowed_hosts, ready=ready)
     finally:
-        jobs.shutdown(timeout=2)
+        # A job in the middle of a step goes on in its daemon thread and ends with the process: that is no failure.
+        with contextlib.suppress(TimeoutError):
+            jobs.shutdown(timeout=2)
 
 
 def _after_start(
