@@ -143,12 +143,14 @@ class InterventionEntry(Entry):
     def __init__(self, intervention: "Intervention", **restriction: Any) -> None:
         super().__init__(**restriction)
         self.intervention = intervention
-        self.unchecked: list[tuple[HookPoint, int, tuple[int, ...]]] = []  # what compiled code came across
+        # What compiled code came across: (number of the point, offset, shape) -> point. Equal calls leave it as it is, so that
+        # compiled code, which depends on what it finds here, is not compiled anew.
+        self.unchecked: dict[tuple[int, ...], HookPoint] = {}
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Apply the intervention and check that the activation kept its form."""
         if torch.compiler.is_compiling():
-            self.unchecked.append((point, point.offset, tuple(x.shape)))
+            self.unchecked[(point.uid, point.offset, *x.shape)] = point
             return check_replacement(self.intervention.apply(x, point), x, point, type(self.intervention).__name__)
         met = self.intervention.chosen_in(tuple(x.shape), point, point.offset)
         if met is None:  # a decoding step may hold none of the chosen positions
@@ -164,8 +166,8 @@ class InterventionEntry(Entry):
 
     def finish(self) -> None:
         """Check what compiled code could not: whether the chosen heads and positions exist."""
-        for point, offset, shape in self.unchecked:
-            self.met.update(self.intervention.chosen_in(shape, point, offset) or ())
+        for (_, offset, *shape), point in self.unchecked.items():
+            self.met.update(self.intervention.chosen_in(tuple(shape), point, offset) or ())
         self.unchecked.clear()
 
     def missing(self) -> list[str]:
@@ -268,7 +270,7 @@ class CacheEntry(Entry):
         self.reached = True
         value = x.detach() if x.requires_grad and self.detach else x
         self.store[point.name] = value
-        if not value.is_inference() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not value.is_inference():
             self.versions.append((value, value._version, point))
         return x
 
@@ -316,7 +318,7 @@ class SelectingCacheEntry(CacheEntry):
             self.store[key] = value
         else:
             self.trajectories.setdefault(key, {})[position] = value
-        if not value.is_inference() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not value.is_inference():
             self.versions.append((value, value._version, point))
         return x
 

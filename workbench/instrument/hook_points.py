@@ -284,12 +284,15 @@ class _Active(threading.local):
     `running` are the entries whose functions are being called now.
     """
 
-    entries: Mapping[int, tuple[Entry, ...]] = {}
-    scopes: tuple[Sequence[Group], ...] = ()
-    step: int = 0
-    offset: int = 0
-    end: int = 0
-    running: tuple[Entry, ...] = ()
+    def __init__(
+        self,
+    ) -> None:  # runs once in every thread; torch.compile wants the attributes there from the beginning
+        self.entries: Mapping[int, tuple[Entry, ...]] = {}
+        self.scopes: tuple[Sequence[Group], ...] = ()
+        self.step = 0
+        self.offset = 0
+        self.end = 0
+        self.running: tuple[Entry, ...] = ()
 
 
 ACTIVE = _Active()
