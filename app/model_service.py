@@ -4,7 +4,6 @@ torch loads when the first run starts (or in the background right after start-up
 hold everything that pages show of them.
 """
 
-import contextlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -167,21 +166,29 @@ def open_dashboard(
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
     open_browser: bool = True,
-) -> None:
-    """What `workbench serve` does: a run store, a job queue, the models, demo runs in an empty store, the server, the browser."""
+) -> bool:
+    """What `workbench serve` does: a run store, a job queue, the models, demo runs in an empty store, the server, the browser.
+
+    Returns, once the server was stopped, whether all of its threads have ended. A thread in the middle of a model's step (or of importing
+    torch) cannot be stopped; runs are written whole or not at all, so the process may simply end.
+    """
     from app.dashboard import serve
 
     store, jobs = RunStore(runs), JobQueue()
     models = WorkbenchModels(store, jobs)
     models.start_demo_runs()
     ready = threading.Event()
-    threading.Thread(target=_after_start, args=(ready, models, host, port, token, open_browser), daemon=True).start()
+    warming = threading.Thread(target=_after_start, args=(ready, models, host, port, token, open_browser), daemon=True)
+    warming.start()
     try:
         serve(store, jobs, models, host=host, port=port, token=token, allowed_hosts=allowed_hosts, ready=ready)
     finally:
-        # A job in the middle of a step goes on in its daemon thread and ends with the process: that is no failure.
-        with contextlib.suppress(TimeoutError):
+        ended = True
+        try:
             jobs.shutdown(timeout=2)
+        except TimeoutError:
+            ended = False
+    return ended and not warming.is_alive()
 
 
 def _after_start(

@@ -36,7 +36,12 @@ def command(
     from app.model_service import open_dashboard
 
     opens = not no_browser and has_screen()
-    open_dashboard(host, port, runs, token=token, allowed_hosts=tuple(name or ()), open_browser=opens)
+    ended = open_dashboard(host, port, runs, token=token, allowed_hosts=tuple(name or ()), open_browser=opens)
+    if ended is False:
+        # A thread in the middle of a model's step would abort the interpreter while it takes itself down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def has_screen() -> bool:
