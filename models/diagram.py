@@ -34,7 +34,7 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
         config = model.config
         neurons = config.n_neurons // config.n_heads
         for layer in range(model.n_layers):
-            parts.append(_part("bdh", "Linear attn", f"{config.n_heads} heads × {neurons} neurons", layer))
+            parts.append(_part("bdh", "Linear attn", f"{config.n_heads}×{neurons} neurons", layer))
             parts.append(_part("mlp", "Gate · E", "y = gate ⊙ x", layer))
     parts.append(_part("unembed", "Unembedding", f"{model.d_model} → {model.vocab_size}", None))
     return parts
@@ -48,8 +48,8 @@ def _mixer_words(record: dict[str, Any], position: str | None) -> tuple[str, str
     heads, keys = record["n_heads"], record["n_key_heads"]
     if record["kind"] == "attention":
         shared = "" if keys == heads else f", {keys} kv"
-        where = f", {position}" if position in ("rope", "alibi") else ""
-        return "Attention", f"{heads} heads{shared}{where}"
+        where = f", {position}" if position in ("rope", "alibi") and not shared else ""
+        return "Attention", f"{heads} heads{shared or where}"
     shape = record["state"]["shape"]
     label = {"retention": "Retention", "mamba2": "Mamba-2"}.get(record["kind"], record["kind"].capitalize())
-    return label, f"{heads} heads, state {shape[1]}×{shape[2]}"
+    return label, f"{heads} × {shape[1]}×{shape[2]}"

@@ -38,7 +38,8 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
     if layer.get("alibi_slopes"):
         facts.append("ALiBi distance bias")
     if layer.get("n_key_heads", layer["n_heads"]) != layer["n_heads"]:
-        facts.append(f"{layer['n_heads']} heads share {layer['n_key_heads']} key groups")
+        groups = layer["n_key_heads"]
+        facts.append(f"{layer['n_heads']} heads share {groups} key group{'' if groups == 1 else 's'}")
     return facts
 
 
