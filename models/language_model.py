@@ -86,6 +86,8 @@ class Unembed(nn.Module):
 class Block(nn.Module):
     """x + mixer(norm(x)), then + mlp(norm(x)); or both from the same x if `parallel`."""
 
+    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks every block
+
     def __init__(self, config: LanguageModelConfig, switches: dict[str, bool]) -> None:
         super().__init__()
         self.parallel, self.switches = config.parallel, switches
