@@ -1,9 +1,9 @@
 """How the shipped induction circuit is trained: `python -m models.circuit_recipe OUT`.
 
-Two layers of attention without MLPs. On repeated random sequences alone, rotary models do learn to retrieve, but at arbitrary offsets (first
-layer heads that look three or four tokens back, second layer heads that look correspondingly later): which distance carries the match is a
-matter of chance there. English first makes the previous token the natural one, as in language models; repeated random segments of varied
-period then turn the previous-token head into half of an induction circuit.
+Two layers of attention without MLPs. On repeated random sequences alone, rotary models do learn to retrieve, but at arbitrary
+offsets (first layer heads that look three or four tokens back, second layer heads that look correspondingly later): which distance
+carries the match is a matter of chance there. English first makes the previous token the natural one, as in language models;
+repeated random segments of varied period then turn the previous-token head into half of an induction circuit.
 """
 
 import sys

@@ -92,8 +92,9 @@ def models_page() -> str:
         "",
         "## Shipped",
         "",
-        "All text models saw the same bytes in the same number of steps. Losses are nats per byte on held-out text; the 3-gram is an",
-        "interpolated Kneser–Ney model of the same training text, on the same windows.",
+        "The four English models saw the same bytes in the same number of steps. Losses are nats per byte on held-out text; the",
+        "3-gram is an interpolated Kneser–Ney model of the same training text, on the same windows. The circuit model's loss is on its",
+        "task.",
         "",
         "| name | architecture | parameters | held-out loss | 3-gram | data | licence of the data |",
         "|---|---|---|---|---|---|---|",
@@ -110,7 +111,8 @@ def models_page() -> str:
         )
     for record in shipped:
         lines += ["", f"### {record.name}", "", record.description, "", "```", record.card["command"], "```", ""]
-        for corpus in record.card["data"].get("corpora", []):
+        first = record.card.get("first_phase", {}).get("data", {})
+        for corpus in [*first.get("corpora", []), *record.card["data"].get("corpora", [])]:
             lines.append(
                 f"- {corpus['name']} ({corpus['split']}): {corpus['bytes']:,} bytes, sha256 `{corpus['sha256']}`"
             )

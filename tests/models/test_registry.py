@@ -272,7 +272,7 @@ def test_cards_are_complete(shipped: tuple[str, dict[str, Any]]) -> None:
     ):
         assert card.get(key), key
     assert card["name"] == name and card["architecture"] in ARCHITECTURES
-    assert card["command"].startswith("workbench train ")
+    assert card["command"].startswith(("workbench train ", "python -m models."))
     assert f"--model {card['architecture']}" in card["command"]
     assert all(len(corpus["sha256"]) == 64 and corpus["licence"] for corpus in card["data"].get("corpora", []))
 
@@ -333,3 +333,12 @@ def task_loss_is_real(name: str, card: dict[str, Any]) -> None:
     per_token = models.load(name)(batch.tokens, return_type="loss", loss_per_token=True).detach()
     loss = float(per_token[batch.loss_mask[:, 1:]].mean())
     assert loss < 1.5 * card["metrics"]["validation_loss"] + 0.1
+
+
+def test_the_models_page_is_what_registry_and_cards_say() -> None:
+    """docs/models.md is up to date; `python -m models.shipping page` writes it."""
+    from pathlib import Path
+
+    from models.shipping import models_page
+
+    assert (Path(__file__).parents[2] / "docs" / "models.md").read_text() == models_page()
