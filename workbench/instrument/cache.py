@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.html import table
 
 
 class ActivationCache(Mapping[str, Tensor]):
@@ -187,13 +187,19 @@ class ActivationCache(Mapping[str, Tensor]):
         return f"ActivationCache({len(self)} activations, {self.nbytes() / 1e6:.1f} MB: {head}{more})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td><code>{escape(address)}</code></td><td>{escape(self.point(address).role)}</td>"
-            f"<td>{escape(' '.join(self.point(address).axes))}</td><td>{'×'.join(map(str, t.shape))}</td>"
-            f"<td>{escape(str(t.dtype).removeprefix('torch.'))}</td></tr>"
+        rows = [
+            (
+                address,
+                self.point(address).role,
+                " ".join(self.point(address).axes),
+                "×".join(map(str, t.shape)),
+                short_dtype(t),
+            )
             for address, t in self._tensors.items()
-        )
-        return (
-            f"<details open><summary>{escape(repr(self))}</summary><table><thead><tr><th>address</th><th>role</th><th>axes</th>"
-            f"<th>shape</th><th>dtype</th></tr></thead><tbody>{rows}</tbody></table></details>"
-        )
+        ]
+        return table(repr(self), ("address", "role", "axes", "shape", "dtype"), rows)
+
+
+def short_dtype(x: Tensor) -> str:
+    """`float32` rather than `torch.float32`."""
+    return str(x.dtype).removeprefix("torch.")

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.instrument.errors import HookNeverReached
+from workbench.instrument.html import table
 
 _uids = itertools.count()
 _lock = threading.Lock()
@@ -175,6 +176,12 @@ class HookPoint:
         if self.permanent:
             notes.append(f"{len(self.permanent)} permanent hook{'s' if len(self.permanent) > 1 else ''}")
         return f"HookPoint({self.name or '(unnamed)'}: {'; '.join(notes)})"
+
+    def _repr_html_(self) -> str:
+        facts = self.describe() | {"axes": " ".join(self.axes), "permanent hooks": len(self.permanent)}
+        return table(
+            repr(self), ("fact", "value"), [(fact, value) for fact, value in facts.items() if value is not None]
+        )
 
 
 def _same_point(declared: dict[str, Any], name: str, layer: int | None, steps: int) -> HookPoint:

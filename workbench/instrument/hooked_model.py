@@ -30,6 +30,7 @@ from workbench.instrument.entries import (
 )
 from workbench.instrument.errors import HookError, HookSignatureError, ReadOnlyHookPoint, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import Group, HookPoint, attach_permanently, detach_permanently, entered
+from workbench.instrument.html import table
 from workbench.instrument.interventions import EditState, Intervention
 from workbench.instrument.patterns import Pattern
 from workbench.instrument.selection import HookPoints, Select, Selected, Selection, as_indices
@@ -118,6 +119,15 @@ class HookedModel(nn.Module):
     def hook_dict(self) -> dict[str, HookPoint]:
         """All hook points by name."""
         return dict(self.hook_points.points)
+
+    def _repr_html_(self) -> str:
+        """Hook points by role: how many, what axes, and one name to begin with."""
+        rows = []
+        for role in self.hook_points.roles:
+            points = [point for point in self.hook_points.points.values() if point.role == role]
+            rows.append((role, len(points), " ".join(points[0].axes), points[0].name))
+        summary = repr(self) if type(self).__repr__ is not nn.Module.__repr__ else type(self).__name__
+        return table(summary, ("role", "hook points", "axes", "first"), rows)
 
     def set_switch(self, name: str, on: bool) -> None:
         """Turn an optional group of hook points on or off; raises `UnknownHookPoint` with the nearest switch."""

@@ -22,6 +22,6 @@ def transformer_lens_view(model: HookedModel) -> Any:
         output, cache = kind.run_with_cache(self, *args, **kwargs)
         return output, cache.to_transformer_lens(self)
 
-    view = object.__new__(type(f"{kind.__name__}View", (kind,), {"run_with_cache": run_with_cache}))
+    view: Any = object.__new__(type(f"{kind.__name__}View", (kind,), {"run_with_cache": run_with_cache}))
     view.__dict__ = model.__dict__
     return view

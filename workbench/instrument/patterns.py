@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.instrument.errors import RefusedByPattern
@@ -121,11 +122,20 @@ class Pattern:
         return f"<div><b>{escape(self.name)}</b><br><small>{escape(self.meta.in_words())}; scaled per head</small><br>{cells}</div>"
 
 
+def _pooled(values: Tensor, limit: int) -> Tensor:
+    """At most `limit` cells a side: each keeps the entry of largest magnitude that it covers, with its sign."""
+    size = tuple(-(-side // limit) for side in values.shape)
+    if max(size) == 1:
+        return values
+    _, where = F.max_pool2d(values.abs()[None], size, ceil_mode=True, return_indices=True)
+    return values.flatten()[where[0]]
+
+
 def picture(values: Tensor, signed: bool) -> str:
     """A data URL of a matrix as a small PNG: blue = positive, orange = negative (signed), or white to blue."""
     from PIL import Image
 
-    v = values.detach().float().cpu()
+    v = _pooled(values.detach().float().cpu(), 256)
     v = (v / v.abs().max().clamp(min=1e-12)).clamp(-1, 1)
     white, blue, orange = (torch.tensor(c, dtype=torch.float32) for c in ([255, 255, 255], [0, 70, 150], [190, 85, 0]))
     amount = v.abs()[..., None].sqrt()

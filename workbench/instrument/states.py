@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError, suggestion
+from workbench.instrument.html import table
 
 
 @dataclass
@@ -107,6 +108,20 @@ class ModelState:
         slots = sorted({name for layer in self.layers for name in layer})
         return f"ModelState(after {self.position} tokens, {len(self.layers)} layers, slots {slots}, {self.nbytes() / 1e6:.2f} MB)"
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                layer,
+                name,
+                "×".join(map(str, t.shape)),
+                str(t.dtype).removeprefix("torch."),
+                f"{float(t.double().norm()):.4g}",
+            )
+            for layer, slots in enumerate(self.layers)
+            for name, t in slots.items()
+        ]
+        return table(repr(self), ("layer", "slot", "shape", "dtype", "norm"), rows)
+
 
 @dataclass(frozen=True)
 class StateReading(Mapping[int, Tensor]):
@@ -139,6 +154,11 @@ class StateReading(Mapping[int, Tensor]):
     def __repr__(self) -> str:
         shapes = {layer: tuple(t.shape) for layer, t in self.layers.items()}
         return f"StateReading(positions {list(self.positions)}, batch position head state_k state_v = {shapes})"
+
+    def _repr_html_(self) -> str:
+        """Norms of the first sequence's states, largest head of each: one row per layer, one column per position."""
+        rows = [(layer, *(f"{float(value):.4g}" for value in self.norms(layer)[0].amax(-1))) for layer in self.layers]
+        return table(repr(self), ("layer", *(f"|state| after {p}" for p in self.positions)), rows)
 
 
 def absolute_positions(positions: int | Sequence[int], length: int) -> tuple[int, ...]:
