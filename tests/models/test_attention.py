@@ -422,7 +422,7 @@ def test_no_query_by_key_array_exists_unless_watched() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=root, capture_output=True, text=True, check=True)
     unwatched, watched = map(int, done.stdout.split())
     assert unwatched < 150
-    assert watched > 700  # the measure would have seen it
+    assert watched > 600  # the measure would have seen it
 
 
 # -------------------------------------------------------------------------------------------------------------- mistakes
