@@ -18,8 +18,7 @@ DEMO_TEXT = (
     "The old lighthouse keeper climbed the stairs. At the top of the stairs the old lighthouse keeper lit the lamp, "
     "and the lamp threw its light over the water."
 )
-# Repeats with different gaps: what an induction circuit is for.
-CIRCUIT_TEXT = "xq7Rz mK2pv Lw9 xq7Rz bT4 mK2pv Lw9 xq7Rz mK2pv"
+FIRST_LOOK = ": a first look"
 
 
 def shipped_cards() -> list[dict[str, Any]]:
@@ -120,13 +119,19 @@ class WorkbenchModels:
             return self._loaded[name]
 
     def start_demo_runs(self) -> list[Job]:
-        """In an empty store, let every shipped model read a short text, so that the first page has something to show."""
-        if self.store.list():
+        """While there is nothing of the reader's own, every shipped model reads a short text, so that the first page has something to show.
+
+        Models that did so at an earlier start (which may have been cut short) are left out.
+        """
+        there = self.store.list()
+        if any(not entry.title.endswith(FIRST_LOOK) for entry in there):
             return []
         jobs = []
         for card in reversed(shipped_cards()):  # newest first in lists: the first model's run comes last
+            if card["name"] in {entry.model for entry in there}:
+                continue
             text = card.get("demo_text") or DEMO_TEXT
-            jobs.append(self.start_trace(card["name"], text, {"title": f"{card['title']}: a first look"}))
+            jobs.append(self.start_trace(card["name"], text, {"title": f"{card['title']}{FIRST_LOOK}"}))
         return jobs
 
 
