@@ -76,9 +76,14 @@ class ModelRecord:
     provenance: str  # "trained" | "random"
     description: str
     capabilities: tuple[str, ...]
-    hook_points: int
+    hook_point_names: tuple[str, ...]
     fidelity: str
     card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hook_points(self) -> int:
+        """How many hook points there are."""
+        return len(self.hook_point_names)
 
 
 def shipped_names() -> list[str]:
@@ -110,9 +115,9 @@ def list_models() -> list[ModelRecord]:
 def _record(
     name: str, title: str, kind: Architecture, provenance: str, description: str, card: dict[str, Any]
 ) -> ModelRecord:
-    # Counting needs a model, a tiny one. Cards carry the counts of shipped models.
-    if "parameters" in card and "hook_points" in card:
-        parameters, points = card["parameters"], card["hook_points"]
+    # Counting needs a model, a tiny one. Cards carry what is known of shipped models.
+    if "parameters" in card and "hook_point_list" in card:
+        parameters, points = card["parameters"], tuple(point["name"] for point in card["hook_point_list"])
     else:
         parameters, points = _counts(kind.name)
     return ModelRecord(
@@ -131,13 +136,13 @@ def _record(
     )
 
 
-_counted: dict[str, tuple[int, int]] = {}
+_counted: dict[str, tuple[int, tuple[str, ...]]] = {}
 
 
-def _counts(name: str) -> tuple[int, int]:
+def _counts(name: str) -> tuple[int, tuple[str, ...]]:
     if name not in _counted:
         model = build(name)
-        _counted[name] = (model.n_parameters(), len(model.hook_points.points))
+        _counted[name] = (model.n_parameters(), tuple(model.hook_points.points))
     return _counted[name]
 
 

@@ -43,9 +43,9 @@ def command(
 
 
 def summary(record: ModelRecord) -> dict[str, Any]:
-    names = ("name", "title", "description", "architecture", "paper", "family", "parameters", "hook_points",
-             "provenance", "fidelity", "capabilities")  # fmt: skip
-    return {name: getattr(record, name) for name in names}
+    names = ("name", "title", "description", "architecture", "paper", "family", "parameters", "provenance", "fidelity",
+             "capabilities")  # fmt: skip
+    return {**{name: getattr(record, name) for name in names}, "hook_points": list(record.hook_point_names)}
 
 
 def hook_points(name: str) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def listing(records: list[dict[str, Any]]) -> None:
     numbers = ("parameters", "hooks")
     table = new_table("model", "paper", "family", *numbers, "can show", numbers=numbers, wide=("can show",))
     for model in records:
-        sizes = (f"{model['parameters']:,}", model["hook_points"])
+        sizes = (f"{model['parameters']:,}", len(model["hook_points"]))
         add_row(table, model["name"], model["paper"], model["family"], *sizes, ", ".join(model["capabilities"]))
     stdout().print(table)
     note(f"{counted(len(records), 'model')}. `workbench models NAME` lists the hook points of one.")
