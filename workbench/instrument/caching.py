@@ -60,11 +60,13 @@ def part_from(store: dict[str, Tensor], outside: Any) -> None:
     """Copy stored tensors that share memory with what the caller gave or gets, so that writing into those leaves the cache alone."""
     try:
         theirs = {tensor.data_ptr() for tensor in _tensors(outside)}
-        shared = [address for address, tensor in store.items() if tensor.data_ptr() in theirs]
+        ours = list(map(Tensor.data_ptr, store.values()))
     except RuntimeError:  # tensors without memory of their own (tracing, function transforms)
         return
-    for address in shared:
-        store[address] = store[address].clone()
+    if not theirs.isdisjoint(ours):
+        for address, memory in zip(list(store), ours, strict=True):
+            if memory in theirs:
+                store[address] = store[address].clone()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from workbench.instrument.errors import (
     CachedTensorChanged,
@@ -108,7 +109,7 @@ class _CallsFunction(Entry):
             try:
                 return self.function(value, hook=point) if self.by_keyword else self.function(value, point)
             except Exception as error:
-                if not torch.compiler.is_compiling():
+                if not is_compiling():
                     error.add_note(f"raised by the hook on {point.name!r}, whose activation is {tuple(value.shape)}")
                 raise
 
@@ -127,7 +128,7 @@ class FunctionEntry(_CallsFunction):
         return value.clone() if result is None else check_replacement(result, x, point).clone()
 
     def _only_read(self, value: Tensor, point: HookPoint) -> None:
-        counted = not torch.compiler.is_compiling() and not value.is_inference()
+        counted = not is_compiling() and not value.is_inference()
         before = value._version if counted else 0
         result = self.call(value, point)
         if (result is not None and result is not value) or (counted and value._version != before):
@@ -149,7 +150,7 @@ class InterventionEntry(Entry):
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Apply the intervention and check that the activation kept its form."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.unchecked[(point.uid, point.offset, *x.shape)] = point
             return check_replacement(self.intervention.apply(x, point), x, point, type(self.intervention).__name__)
         met = self.intervention.chosen_in(tuple(x.shape), point, point.offset)
@@ -263,6 +264,9 @@ class CacheEntry(Entry):
     ) -> None:
         super().__init__(step, positions)
         self.store, self.detach = store, detach
+        self.counted = (
+            not torch.is_inference_mode_enabled()
+        )  # inference tensors do not count how often they are written into
         self.versions: list[tuple[Tensor, int, HookPoint]] = []
 
     def fire(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
@@ -270,8 +274,11 @@ class CacheEntry(Entry):
         self.reached = True
         value = x.detach() if x.requires_grad and self.detach else x
         self.store[point.name] = value
-        if not torch.compiler.is_compiling() and not value.is_inference():
-            self.versions.append((value, value._version, point))
+        if self.counted and not is_dynamo_compiling():
+            try:
+                self.versions.append((value, value._version, point))
+            except RuntimeError:  # the caller gave an inference tensor
+                self.counted = False
         return x
 
     def finish(self) -> None:
@@ -318,8 +325,11 @@ class SelectingCacheEntry(CacheEntry):
             self.store[key] = value
         else:
             self.trajectories.setdefault(key, {})[position] = value
-        if not torch.compiler.is_compiling() and not value.is_inference():
-            self.versions.append((value, value._version, point))
+        if self.counted and not is_dynamo_compiling():
+            try:
+                self.versions.append((value, value._version, point))
+            except RuntimeError:  # the caller gave an inference tensor
+                self.counted = False
         return x
 
     def finish(self) -> None:

@@ -110,7 +110,8 @@ class HookPoint:
     def __call__(self, x: Tensor) -> Tensor:
         if not _anything:
             return x
-        for entry in self.permanent + ACTIVE.entries.get(self.uid, ()):
+        entries = ACTIVE.entries.get(self.uid, ())
+        for entry in self.permanent + entries if self.permanent else entries:
             x = entry.fire(x, self, None)
         return x
 

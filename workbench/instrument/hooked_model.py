@@ -33,7 +33,7 @@ from workbench.instrument.hook_points import Group, HookPoint, attach_permanentl
 from workbench.instrument.html import table
 from workbench.instrument.interventions import EditState, Intervention
 from workbench.instrument.patterns import Pattern
-from workbench.instrument.selection import HookPoints, Select, Selected, Selection, as_indices
+from workbench.instrument.selection import HookPoints, Select, SelectedPoints, Selection, as_indices
 from workbench.instrument.states import StateReading, absolute_positions
 
 HookList = Sequence[Any] | Intervention
@@ -180,7 +180,7 @@ class HookedModel(nn.Module):
             for description, selected in self.hook_points.resolve(selection):
                 first = selected[0]
                 entry = kind(function, description, step=first.step, positions=first.positions)
-                groups.append(Group(description, entry, [s.point for s in selected]))
+                groups.append(Group(description, entry, selected.points))
         return groups
 
     def _intervention_groups(self, intervention: Intervention, selection: Selection | None = None) -> list[Group]:
@@ -199,7 +199,7 @@ class HookedModel(nn.Module):
                 positions = intervention.after_positions
             part = "".join(f", {axis} {list(i)}" for axis, i in intervention.bounds.items())
             entry = InterventionEntry(intervention, step=step, positions=positions)
-            groups.append(Group(f"{description}{part}", entry, [s.point for s in selected]))
+            groups.append(Group(f"{description}{part}", entry, selected.points))
         return groups
 
     def _check_editable(self, point: HookPoint, what: str) -> None:
@@ -312,12 +312,12 @@ class HookedModel(nn.Module):
         captured: list[tuple[str, int | None, HookPoint, Tensor]] = []
         groups: list[Group] = []
         for description, selected in self._cache_selection(names, role, layers):
-            points, first = [s.point for s in selected], selected[0]
-            for part, where in by_positions(points, first.positions, chosen):
+            first = selected[0]
+            for part, where in by_positions(selected.points, first.positions, chosen):
                 if backward:
                     capture = GradientCapture(captured, first.suffix, step=first.step, positions=where)
                     groups.append(Group(description, capture, part))
-                if kept.everything and all(point.steps == 1 and not point.per_position for point in part):
+                if kept.everything and selected.whole:
                     entry = CacheEntry(store, detach)
                 else:
                     entry = SelectingCacheEntry(store, detach, trajectories, kept, first.suffix, first.step, where)
@@ -340,14 +340,17 @@ class HookedModel(nn.Module):
 
     def _cache_selection(
         self, names: Selection | None, role: str | None, layers: int | Sequence[int] | None
-    ) -> list[tuple[str, list[Selected]]]:
+    ) -> list[tuple[str, SelectedPoints]]:
         if names is None and role is None and layers is None:
             return [("every hook point", self.hook_points.default())]
         groups = self.hook_points.resolve(names if names is not None else Select(role=role, layer=layers))
         if names is None or (role is None and layers is None):
             return groups
         keep = {s.point.name for s in self.hook_points.resolve(Select(role=role, layer=layers))[0][1]}
-        filtered = [(description, [s for s in selected if s.point.name in keep]) for description, selected in groups]
+        filtered = [
+            (description, SelectedPoints(s for s in selected if s.point.name in keep))
+            for description, selected in groups
+        ]
         for description, selected in filtered:
             if not selected:
                 raise UnknownHookPoint(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import cached_property
 from operator import index
 from typing import Any, NamedTuple
 
@@ -57,6 +58,20 @@ class Selected(NamedTuple):
         return f"{self.point.name}{'' if self.step is None else f'@{self.step}'}{self.suffix}"
 
 
+class SelectedPoints(list[Selected]):
+    """Everything that one selection resolved to."""
+
+    @cached_property
+    def points(self) -> list[HookPoint]:
+        """The hook points."""
+        return [selected.point for selected in self]
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether a run passes each once, with all positions in one tensor."""
+        return all(s.step is None and s.point.steps == 1 and not s.point.per_position for s in self)
+
+
 class HookPoints:
     """The hook points of one model by name, and the resolver of selections over them."""
 
@@ -68,25 +83,25 @@ class HookPoints:
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.points, self.n_layers, self.switches, self.aliases = points, n_layers, switches, aliases or {}
-        self._defaults: dict[tuple[bool, ...], list[Selected]] = {}
+        self._defaults: dict[tuple[bool, ...], SelectedPoints] = {}
 
     @property
     def roles(self) -> list[str]:
         """Roles that occur in this model."""
         return sorted({point.role for point in self.points.values()})
 
-    def default(self) -> list[Selected]:
+    def default(self) -> SelectedPoints:
         """What "cache everything" means: all points but those computed on demand, unless their switch is on."""
         switched = tuple(self.switches.values())
         if switched not in self._defaults:
-            self._defaults[switched] = [
+            self._defaults[switched] = SelectedPoints(
                 Selected(point)
                 for point in self.points.values()
                 if not point.on_demand or (point.flag is not None and self.switches.get(point.flag, False))
-            ]
+            )
         return self._defaults[switched]
 
-    def resolve(self, selection: Selection) -> list[tuple[str, list[Selected]]]:
+    def resolve(self, selection: Selection) -> list[tuple[str, SelectedPoints]]:
         """Resolve what a user wrote into described groups, each with at least one hook point.
 
         A list resolves item by item, and every item must match: one bad name in a list is an error.
@@ -100,11 +115,11 @@ class HookPoints:
         if isinstance(selection, HookPoint):
             if self.points.get(selection.name) is not selection:
                 raise UnknownHookPoint(f"{selection!r} belongs to another model. Expected a hook point of this one.")
-            return [(repr(selection.name), [self._available(selection)])]
+            return [(repr(selection.name), SelectedPoints([self._available(selection)]))]
         if isinstance(selection, Select):
-            return [(str(selection), self._by_kind(selection))]
+            return [(str(selection), SelectedPoints(self._by_kind(selection)))]
         if isinstance(selection, str):
-            return [(repr(selection), self._by_address(selection))]
+            return [(repr(selection), SelectedPoints(self._by_address(selection)))]
         if callable(selection):
             matches = [Selected(p) for name, p in self.points.items() if selection(name) and not self._switched_off(p)]
             name = getattr(selection, "__name__", "predicate")
@@ -114,7 +129,7 @@ class HookPoints:
                     f"Expected a function of the hook name, e.g. lambda name: name.endswith('hook_resid_post'); names look like "
                     f"{next(iter(self.points))!r}."
                 )
-            return [(f"the predicate {name!r}", matches)]
+            return [(f"the predicate {name!r}", SelectedPoints(matches))]
         raise UnknownHookPoint(
             f"Cannot select hook points by {type(selection).__name__}. Expected a name, a glob, Select(role=..., layer=...), "
             "a predicate on names, or a list of these."
