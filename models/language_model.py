@@ -227,7 +227,9 @@ class LanguageModel(Decoder):
         x = self.hook_embed(self.embed(tokens))
         if self.has_position_embedding:
             positions = self.pos_embed(context.positions)
-            x = x + self.hook_pos_embed((positions if positions.dtype == x.dtype else positions.to(x.dtype)).expand_as(x))
+            x = x + self.hook_pos_embed(
+                (positions if positions.dtype == x.dtype else positions.to(x.dtype)).expand_as(x)
+            )
         return x
 
     def unembed_residual(self, x: Tensor) -> Tensor:
