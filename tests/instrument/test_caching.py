@@ -198,6 +198,21 @@ def test_positions_are_absolute_when_a_state_is_carried() -> None:
         model.run_with_cache(whole[:, 8:], state=state, role="resid_post", positions=[3])
 
 
+def test_other_names_for_the_same_point() -> None:
+    """BDH's paper symbols: selecting, globbing, hooking and looking up by them; an unknown one is suggested."""
+    model = lively("bdh")
+    _, cache = model.run_with_cache(TOKENS, names=["blocks.0.hook_v", "blocks.*.hook_a_ln", "blocks.1.hook_*"])
+    assert cache["blocks.0.hook_v"] is cache["blocks.0.hook_resid_pre"] and "blocks.2.ln_a.hook_normalized" in cache
+    assert (
+        cache["v", 1] is cache["resid_pre", 1] and cache["blocks.2.hook_a_ln"] is cache["blocks.2.ln_a.hook_normalized"]
+    )
+    assert "blocks.1.ln_a.hook_normalized" in cache, "by its other name, blocks.1.hook_a_ln"
+    edited = model.run_with_hooks(TOKENS, hooks=[Ablate("blocks.0.hook_v")])
+    assert torch.equal(edited, model.run_with_hooks(TOKENS, hooks=[Ablate("blocks.0.hook_resid_pre")]))
+    with pytest.raises(UnknownHookPoint, match=r"Did you mean .*'blocks.0.hook_a_ln'"):
+        model.run_with_cache(TOKENS, names="blocks.0.hook_a_lm")
+
+
 # ------------------------------------------------------------------------------------------------- gradients
 
 

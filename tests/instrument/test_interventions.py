@@ -406,3 +406,37 @@ def test_fields_follow_the_activation(model: Decoder) -> None:
     half = lively("gpt2").bfloat16()
     for item in every_kind():
         assert half.run_with_hooks(TOKENS, hooks=[item]).dtype == torch.bfloat16
+
+
+def test_fields_from_arrays_and_lists(model: Decoder) -> None:
+    """numpy arrays keep their dtype, lists and numbers are exact; what is no number is refused by name."""
+    vector = numbers(24)
+    expected = model.run_with_hooks(TOKENS, hooks=[Steer(RESID, direction=vector)])
+    for same in (vector.numpy(), vector.tolist()):
+        assert torch.equal(model.run_with_hooks(TOKENS, hooks=[Steer(RESID, direction=same)]), expected)  # type: ignore[arg-type]
+    for make in (
+        lambda: Steer(RESID, direction="up"),
+        lambda: Patch(RESID, value=object()),
+        lambda: Scale(RESID, factor=None),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(
+            HookError, match=r"(direction|value|factor) is (str|object|NoneType). Expected a tensor or a number"
+        ):
+            make()
+
+
+def test_a_steering_vector_can_be_learned(model: Decoder) -> None:
+    """Gradients flow into the tensor fields: they are those of finite differences."""
+    direction = numbers(24).requires_grad_()
+    loss = model.run_with_hooks(TOKENS, hooks=[Steer(RESID, direction=direction, positions=[2])])[:, 2:].square().sum()
+    (gradient,) = torch.autograd.grad(loss, direction)
+    step = 1e-6 * numbers(24, seed=8)
+    ends = [
+        model.run_with_hooks(TOKENS, hooks=[Steer(RESID, direction=direction.detach() + s * step, positions=[2])])[
+            :, 2:
+        ]
+        .square()
+        .sum()
+        for s in (1, -1)
+    ]
+    assert float(gradient @ step) == pytest.approx(float(ends[0] - ends[1]) / 2, rel=1e-5)

@@ -217,6 +217,29 @@ def test_a_permanent_hook_may_call_its_own_model(model: Decoder) -> None:
     other.remove()
 
 
+def test_a_metric_may_run_the_model(model: Decoder) -> None:
+    """gradients_of gets the output after the run: a reference run inside it is neither hooked nor cached."""
+    edit = Scale(POINT, factor=2.0)
+    plain = model(TOKENS)
+
+    def distance(logits: Tensor) -> Tensor:
+        reference = model(TOKENS)
+        assert torch.equal(reference, plain)
+        return (logits - reference).square().sum()
+
+    _, cache = model.run_with_cache(TOKENS, names=["hook_embed", POINT], hooks=[edit], gradients_of=distance)
+    _, expected = model.run_with_cache(
+        TOKENS, names=["hook_embed", POINT], hooks=[edit], gradients_of=lambda logits: (logits - plain).square().sum()
+    )
+    for address in expected:
+        assert torch.equal(cache[address], expected[address])
+        assert (
+            largest(cache.gradients[address] - expected.gradients[address])
+            < 1e-12
+            < largest(expected.gradients[address])
+        )
+
+
 def test_two_models_do_not_mix(model: Decoder) -> None:
     """Hooks on one model inside the block of another: equal names, different points."""
     other = lively("gpt2")

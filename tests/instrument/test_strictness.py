@@ -536,3 +536,40 @@ def test_patterns_refuse_what_the_state_has_swallowed(retnet: Decoder) -> None:
     _, state = retnet(TOKENS, return_state=True)
     with pytest.raises(HookError, match="does not keep the 8 earlier tokens apart"):
         retnet.run_with_cache(TOKENS, state=state, role="pattern")
+
+
+# ----------------------------------------------------------------------------------------- models that are built wrongly
+
+
+class Forgetful(HookedModel):
+    """Owns a hook point and never names it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_x = HookPoint("resid", "batch pos d_model")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hook_x(x)
+
+
+def test_a_model_that_never_named_its_hook_points() -> None:
+    for run in (
+        lambda m: m.run_with_cache(torch.zeros(1, 2, 3)),
+        lambda m: m.run_with_cache(torch.zeros(1, 2, 3), names=lambda name: True),
+        lambda m: m.run_with_hooks(torch.zeros(1, 2, 3), hooks=[("hook_x", double)]),
+    ):
+        with pytest.raises(UnknownHookPoint, match=r"has no hook points. Expected .* name_hook_points\(\) at the end"):
+            run(Forgetful())
+
+
+def test_hook_points_that_cannot_be_named() -> None:
+    """One object at two places, and hook points in a list: both would be dead or mixed up."""
+    twice = Reporting()
+    twice.hook_again = twice.hook_x
+    with pytest.raises(HookError, match="'hook_again' of Reporting is there twice"):
+        twice.name_hook_points()
+    for kept in ([HookPoint("z", "batch")], {"a": HookPoint("z", "batch")}):
+        listed = Reporting()
+        listed.hooks_of_heads = kept  # type: ignore[assignment]
+        with pytest.raises(HookError, match=r"Reporting.hooks_of_heads holds hook points, which get no name there"):
+            listed.name_hook_points()

@@ -11,7 +11,7 @@ A model is a `HookedModel` if its modules own `HookPoint`s and it calls `name_ho
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -98,6 +98,7 @@ class HookedModel(nn.Module):
     def name_hook_points(self) -> None:
         """Give every hook point its name from the module tree and index them. Call once, at the end of the constructor."""
         points: dict[str, HookPoint] = {}
+        seen: set[int] = set()
         modules = dict(self.named_modules())
         for path, module in modules.items():
             parts = path.split(".")
@@ -109,10 +110,22 @@ class HookedModel(nn.Module):
             module_name = ".".join(shown)
             for attribute, value in vars(module).items():
                 if isinstance(value, HookPoint):
-                    value.name = f"{module_name}.{attribute}" if module_name else attribute
-                    layer = re.match(r"blocks\.(\d+)\.", value.name)
+                    name = f"{module_name}.{attribute}" if module_name else attribute
+                    if name in points or value.uid in seen:
+                        raise HookError(
+                            f"The hook point {name!r} of {type(module).__name__} is there twice. Expected one name for each."
+                        )
+                    value.name = name
+                    layer = re.match(r"blocks\.(\d+)\.", name)
                     value.layer_index = int(layer[1]) if layer else None
-                    points[value.name] = value
+                    points[name] = value
+                    seen.add(value.uid)
+                elif isinstance(value, (list, tuple, dict)) and any(
+                    isinstance(item, HookPoint) for item in (value.values() if isinstance(value, dict) else value)
+                ):
+                    raise HookError(
+                        f"{type(module).__name__}.{attribute} holds hook points, which get no name there. Expected each as an attribute."
+                    )
         self.hook_points = HookPoints(points, self.n_layers, self.switches, self.hook_aliases())
 
     @property
@@ -324,14 +337,12 @@ class HookedModel(nn.Module):
                 groups.append(Group(description, entry, part))
         check_used(groups, heads, positions)
         gradients: dict[str, Tensor] = {}
-        with entered([*self._groups(hooks), *groups], strict):
-            if backward:
-                with torch.enable_grad():
-                    output = self(*args, **kwargs)
-                    metric = gradients_of(output) if gradients_of is not None else output
-                gradients = gradients_at(metric, captured, kept, store, retain_graph=not detach)
-            else:
+        with torch.enable_grad() if backward else nullcontext():
+            with entered([*self._groups(hooks), *groups], strict):
                 output = self(*args, **kwargs)
+            if backward:  # outside the scope: a metric may run models of its own
+                metric = gradients_of(output) if gradients_of is not None else output
+                gradients = gradients_at(metric, captured, kept, store, retain_graph=not detach)
         for address, by_position in trajectories.items():
             store[address] = over_time(by_position)
         part_from(store, (args, kwargs, output))

@@ -190,13 +190,23 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def as_number(value: Any) -> Tensor:
-    """A number as a tensor of full precision (a tensor stays as it is), to be converted where it is applied."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A number or list of numbers in full precision, an array or a tensor as it is; converted only where it is applied.
+
+    Raises:
+        HookError: something else; the message begins with `what`.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value) if hasattr(value, "dtype") else torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise HookError(f"{what} is {type(value).__name__}. Expected a tensor or a number.") from None
 
 
-def fitting(value: Tensor, x: Tensor, point: HookPoint, intervention: Intervention) -> Tensor:
+def fitting(value: Any, x: Tensor, point: HookPoint, intervention: Intervention) -> Tensor:
     """A tensor field in the activation's dtype, device and shape; raises `HookError` if it does not broadcast to it."""
+    assert isinstance(value, Tensor)
     try:
         return value.to(x).expand_as(x)
     except RuntimeError:

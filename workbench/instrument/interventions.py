@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
-from workbench.instrument.intervention import KINDS, Intervention, as_number, fitting
+from workbench.instrument.intervention import KINDS, Intervention, as_tensor, fitting
 from workbench.instrument.selection import HookPoints, Select, Selection, as_indices
 
 __all__ = [
@@ -65,12 +65,14 @@ class Ablate(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.value, Tensor) and self.value not in ("zero", "mean"):
+        if isinstance(self.value, str) and self.value not in ("zero", "mean"):
             raise HookError(f"Ablate: value is {self.value!r}; expected 'zero', 'mean' or a tensor.")
+        if not isinstance(self.value, str):
+            self.value = as_tensor(self.value, "Ablate: value")
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The ablated activation."""
-        if isinstance(self.value, Tensor):
+        if not isinstance(self.value, str):
             new = fitting(self.value, x, point, self)
         elif self.value == "zero":
             new = torch.zeros_like(x)
@@ -88,11 +90,11 @@ class Scale(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.factor = as_number(self.factor)
+        self.factor = as_tensor(self.factor, "Scale: factor")
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The scaled activation."""
-        return self.where_chosen(x, point, x * fitting(as_number(self.factor), x, point, self))
+        return self.where_chosen(x, point, x * fitting(self.factor, x, point, self))
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Patch(Intervention):
             raise HookError(
                 f"Patch on {self.point!r} has no value. Expected a tensor, e.g. clean_cache[{self.point!r}]."
             )
+        self.value = as_tensor(self.value, "Patch: value")
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The patched activation."""
@@ -123,14 +126,15 @@ class Steer(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.coefficient = as_number(self.coefficient)
+        self.coefficient = as_tensor(self.coefficient, "Steer: coefficient")
         if self.direction is None:
             raise HookError("Steer has no direction. Expected a tensor along the last axis of the hook point.")
+        self.direction = as_tensor(self.direction, "Steer: direction")
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The steered activation."""
-        assert self.direction is not None
-        added = as_number(self.coefficient).to(x) * self.direction.to(x)
+        assert isinstance(self.direction, Tensor) and isinstance(self.coefficient, Tensor)
+        added = self.coefficient.to(x) * self.direction.to(x)
         return self.where_chosen(x, point, x + fitting(added, x, point, self))
 
 
@@ -145,6 +149,7 @@ class Project(Intervention):
         super().__post_init__()
         if self.directions is None:
             raise HookError("Project has no directions. Expected a tensor [n, width].")
+        self.directions = as_tensor(self.directions, "Project: directions")
         rows = torch.atleast_2d(self.directions)
         if rows.shape[0] > rows.shape[1] or int(torch.linalg.matrix_rank(rows.double())) < rows.shape[0]:
             raise HookError(
@@ -181,7 +186,7 @@ class EditPattern(Intervention):
         super().__post_init__()
         self.queries = self._choose("query", self.queries)
         self.keys = self._choose("key", self.keys)
-        self.value = as_number(self.value)
+        self.value = as_tensor(self.value, f"{type(self).__name__}: value")
 
     def check(self, point: HookPoint) -> None:
         """Refuse what is no pattern."""
@@ -193,7 +198,7 @@ class EditPattern(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited pattern."""
-        edited = self.where_chosen(x, point, fitting(as_number(self.value), x, point, self))
+        edited = self.where_chosen(x, point, fitting(self.value, x, point, self))
         renormalise = self.renormalise
         if renormalise is None:
             renormalise = point.meta is not None and point.meta.is_distribution
@@ -241,7 +246,7 @@ class EditState(Intervention):
             )
         if self.after is not None:
             as_indices(self.after, "EditState: after")
-        self.value = as_number(self.value)
+        self.value = as_tensor(self.value, "EditState: value")
 
     @property
     def after_positions(self) -> tuple[int, ...] | None:
@@ -268,7 +273,7 @@ class EditState(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited state."""
-        value = fitting(as_number(self.value), x, point, self)
+        value = fitting(self.value, x, point, self)
         new = x * value if self.operation == "scale" else x + value if self.operation == "add" else value
         return self.where_chosen(x, point, new)
 

@@ -92,6 +92,7 @@ class HookPoints:
 
     def default(self) -> SelectedPoints:
         """What "cache everything" means: all points but those computed on demand, unless their switch is on."""
+        self._require_points()
         switched = tuple(self.switches.values())
         if switched not in self._defaults:
             self._defaults[switched] = SelectedPoints(
@@ -106,6 +107,7 @@ class HookPoints:
 
         A list resolves item by item, and every item must match: one bad name in a list is an error.
         """
+        self._require_points()
         if isinstance(selection, (list, tuple, set, frozenset)):
             if not selection:
                 raise UnknownHookPoint(
@@ -134,6 +136,12 @@ class HookPoints:
             f"Cannot select hook points by {type(selection).__name__}. Expected a name, a glob, Select(role=..., layer=...), "
             "a predicate on names, or a list of these."
         )
+
+    def _require_points(self) -> None:
+        if not self.points:
+            raise UnknownHookPoint(
+                "This model has no hook points. Expected HookPoint attributes, and name_hook_points() at the end of the constructor."
+            )
 
     def _switched_off(self, point: HookPoint) -> bool:
         return point.gated and point.flag is not None and not self.switches.get(point.flag, False)
@@ -216,11 +224,14 @@ class HookPoints:
                 f"{name!r}: layer {layer[1]} is out of range; this model has layers 0..{self.n_layers - 1}."
                 f"{suggestion(name, self.points)}"
             )
-        raise UnknownHookPoint(f"Unknown hook point {name!r}.{suggestion(name, self.points)}")
+        raise UnknownHookPoint(f"Unknown hook point {name!r}.{suggestion(name, [*self.points, *self.aliases])}")
 
     def _by_glob(self, glob: str, step: int | None, positions: tuple[Item, ...] | None) -> list[Selected]:
         matches_glob = _glob(glob)
         matches = [point for name, point in self.points.items() if matches_glob(name)]
+        matches += [
+            self.points[name] for alias, name in self.aliases.items() if matches_glob(alias) and not matches_glob(name)
+        ]
         usable = [point for point in matches if not self._switched_off(point)]
         if step is not None:
             usable = [point for point in usable if point.steps > 1]
