@@ -250,7 +250,9 @@ def test_time_moves_by_slider_buttons_and_play(window: Window, ids: dict[str, st
     before = window.picture("state")
     window.page.click("[aria-label='One token on']")
     window.wait_for_view(position=21)
-    window.page.locator("[role=slider]").focus()
+    slider = window.page.locator("[role=slider]")
+    playwright.expect(slider).to_have_attribute("aria-valuenow", "21")  # it follows the address a moment later
+    slider.focus()
     window.page.keyboard.press("ArrowRight")
     window.wait_for_view(position=22)
     assert window.wait_for_picture("state", "t=22") != before
