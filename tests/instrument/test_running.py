@@ -191,6 +191,35 @@ def test_backward_hooks_read_and_replace_gradients() -> None:
     assert nothing_attached(model)
 
 
+def test_gradients_pass_from_point_to_point_even_where_both_hold_one_tensor() -> None:
+    """What leaves a block is what enters the next: an edit of the gradient there is seen here, upstream of it, and not the other way."""
+    model = gpt2().double()
+    seen: dict[str, Tensor] = {}
+
+    def keep(gradient: Tensor, hook: HookPoint) -> None:
+        seen[hook.name] = gradient
+
+    names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
+    _, cache = model.run_with_cache(TOKENS, names=names, incl_bwd=True, return_type="loss")
+    for doubled, factors in ((names[1], (2, 2)), (names[0], (2, 1))):
+        with model.hooks(bwd_hooks=[(doubled, double), (names, keep)]):
+            model(TOKENS, return_type="loss").backward()
+        for name, factor in zip(names, factors, strict=True):
+            assert largest(seen[name] - factor * cache.gradients[name]) < 1e-15, (doubled, name)
+
+
+def test_backward_hooks_run_in_the_order_attached() -> None:
+    model = gpt2().double()
+    seen: list[Tensor] = []
+    keep = (POINT, lambda gradient, hook: seen.append(gradient))
+    for hooks in ([keep, (POINT, double), keep], [(POINT, double), (POINT, double), keep]):
+        with model.hooks(bwd_hooks=hooks):
+            model(TOKENS, return_type="loss").backward()
+    with model.hooks(bwd_hooks=[(POINT, double)]), model.hooks(bwd_hooks=[keep]):
+        model(TOKENS, return_type="loss").backward()
+    assert [largest(g - factor * seen[0]) < 1e-15 for g, factor in zip(seen[1:], (2, 4, 2), strict=True)] == [True] * 3
+
+
 def test_permanent_backward_hooks() -> None:
     model = gpt2().double()
     seen: list[Tensor] = []

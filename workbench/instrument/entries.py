@@ -258,6 +258,7 @@ class CacheEntry(Entry):
     """
 
     edits = False
+    stores = True
 
     def __init__(
         self, store: dict[str, Tensor], detach: bool, step: int | None = None, positions: tuple[Item, ...] | None = None
@@ -348,6 +349,7 @@ class GradientCapture(Entry):
     """
 
     edits = False
+    stores = True
 
     def __init__(
         self, captured: list[tuple[str, int | None, HookPoint, Tensor]], suffix: str = "", **restriction: Any

@@ -195,10 +195,12 @@ class Entry:
     """One attached thing. Subclasses say what happens to the tensor.
 
     `step` and `positions` restrict it to one pass over shared weights and to some positions of per-position points
-    (None: every one). `reached` and `met` record what the runs of its scope came across.
+    (None: every one). `reached` and `met` record what the runs of its scope came across. `edits`: it may change the activation;
+    `stores`: it keeps the activation that the model goes on with.
     """
 
     edits = True
+    stores = False
 
     def __init__(self, step: int | None = None, positions: tuple[Item, ...] | None = None) -> None:
         self.step = step
@@ -339,7 +341,11 @@ def _count(change: int) -> None:
 
 
 def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -> dict[int, tuple[Entry, ...]]:
-    """Entries by hook point with those of `groups` added. Edits run in the order attached, and before entries that only read."""
+    """Entries by hook point with those of `groups` added.
+
+    Edits run in the order attached, and before entries that only read; those that store come last. A hook on the gradient goes
+    upstream of the earlier ones, so that on the way back they too run in the order attached.
+    """
     merged = dict(entries)
     for group in groups:
         alone = (group.entry,)
@@ -350,11 +356,11 @@ def _merged(entries: Mapping[int, tuple[Entry, ...]], groups: Sequence[Group]) -
             others = merged.get(point.uid)
             if others is None:
                 merged[point.uid] = alone
-            elif group.entry.edits:
+            elif group.entry.stores:
+                merged[point.uid] = others + alone
+            else:
                 edits = tuple(entry for entry in others if entry.edits)
                 merged[point.uid] = edits + alone + tuple(entry for entry in others if not entry.edits)
-            else:
-                merged[point.uid] = others + alone
     return merged
 
 
