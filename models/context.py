@@ -27,13 +27,18 @@ class Context:
     keep_state: bool
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
-    def mask_to_add(self, length: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
-        """0 where `allowed` and −inf elsewhere, [batch or 1, 1, query, key]: made once per call for all layers of one kind."""
-        if (window, dtype) not in self.masks:
-            hidden = ~allowed(self, length, device, window)[:, None]
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=device)
-            self.masks[window, dtype] = zeros.masked_fill_(hidden, float("-inf"))
-        return self.masks[window, dtype]
+    def mask_to_add(self, q: Tensor, window: int | None = None) -> Tensor:
+        """0 where `allowed` and −inf elsewhere, for queries [batch, head, query, d_head]: [batch or 1, 1, query, key].
+
+        Made once per call for all layers of one window and dtype.
+        """
+        key = (window, q.dtype)
+        if key not in self.masks:
+            hidden = ~allowed(self, q.shape[2], q.device, window)[:, None]
+            self.masks[key] = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                hidden, float("-inf")
+            )
+        return self.masks[key]
 
 
 def allowed(context: Context, length: int, device: torch.device, window: int | None = None) -> Tensor:

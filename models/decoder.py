@@ -161,7 +161,7 @@ class Decoder(HookedModel):
                 mask = None
         earlier = None if state is None else state.mask
         if mask is None and earlier is None:
-            keys = torch.arange(offset + length, device=tokens.device)[None]
+            keys = torch.arange(offset + length, device=tokens.device).unsqueeze(0)
             self._check_length(offset + length)
             return Context(keys[:, offset:] if offset else keys, keys, None, None, offset, keep)
         now = mask if mask is not None else torch.ones(batch, length, dtype=torch.bool, device=tokens.device)

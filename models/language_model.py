@@ -74,13 +74,15 @@ class Unembed(nn.Module):
     @property
     def W_U(self) -> Tensor:
         """[d_model, vocab]."""
-        weight = self.weight if self.weight is not None else self.tied[0].W_E
-        return weight.T
+        return self._rows().T
+
+    def _rows(self) -> Tensor:
+        weight = self.weight
+        return weight if weight is not None else self.tied[0].W_E
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, pos, d_model] -> [batch, pos, vocab]."""
-        logits = self.hook_in(x) @ self.W_U
-        return self.hook_out(logits if self.b_U is None else logits + self.b_U)
+        return self.hook_out(F.linear(self.hook_in(x), self._rows(), self.b_U))
 
 
 class Block(nn.Module):

@@ -162,7 +162,7 @@ class Attention(nn.Module):
 
     def _mask(self, q: Tensor, context: Context) -> Tensor:
         """What is added to the scores: −inf where a query may not read, plus the position bias. [batch or 1, head or 1, query, key]."""
-        mask = context.mask_to_add(q.shape[2], q.dtype, q.device, self.config.window)
+        mask = context.mask_to_add(q, self.config.window)
         if self.bias is None:
             return mask
         # one bias serves the whole batch, unless sequences differ by padding or somebody watches them apart

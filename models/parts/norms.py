@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from workbench.instrument.hook_points import HookPoint
 
 NORMS = ("layer", "rms")
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Norm(nn.Module):
@@ -36,11 +37,11 @@ class Norm(nn.Module):
         if not self.hook_scale.active:
             return self.hook_normalized(self._fused(x))
         # in 32 bit at least, as the fused kernel does: a square overflows float16 above 256
-        precise = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        precise = x.float() if x.dtype in HALF else x
         normalised: Tensor | None = None
         if self.kind == "rms":
             scale = (precise.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
-        elif precise is not x or (torch.is_grad_enabled() and x.requires_grad):
+        elif precise is not x or (x.requires_grad and torch.is_grad_enabled()):
             scale = (precise.var(-1, correction=0, keepdim=True) + self.eps).sqrt()
         else:  # the kernel hands out its scale, inverted and without a gradient
             normalised, _, inverse = torch.native_layer_norm(x, self.shape, self.w, self.b, self.eps)
