@@ -10,11 +10,13 @@ weight; *strict* reading sees only what earlier tokens wrote; the *state after t
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.autograd.forward_ad
 from torch import Tensor
+
+from kernels.stops import OnState, run_in_pieces
 
 from .arguments import (
     check_decay,
@@ -43,8 +45,6 @@ __all__ = [
     "trace_entries",
     "values_probe",
 ]
-
-OnState = Callable[[int, Tensor], Tensor | None]
 
 
 def gated_linear_attention(
@@ -121,31 +121,16 @@ def gated_linear_attention(
         if not ends:
             output, state = _run(q, k, v, log_decay, write, scale, strict, state, size, mode)
             return output.to(q.dtype), state
-        outputs = []
-        start = 0
-        for end in [*ends, pos - 1]:
-            if end < start:  # the last token is itself a stop
-                break
-            piece = slice(start, end + 1)
-            output, state = _run(
-                q[:, :, piece],
-                k[:, :, piece],
-                v[:, :, piece],
-                log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, :, piece],
-                None if write is None else write[:, :, piece],
-                scale,
-                strict,
-                state,
-                size,
-                mode,
-            )
-            outputs.append(output)
-            if end in ends and on_state is not None:
-                edited = on_state(end, state)
-                if edited is not None:
-                    check_state(f"on_state at position {end}", edited, k, state_v)
-                    state = edited
-            start = end + 1
+
+        def run(start: int, stop: int, state: Tensor) -> tuple[Tensor, Tensor]:
+            piece = slice(start, stop)
+            decay = log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, :, piece]
+            weight = None if write is None else write[:, :, piece]
+            return _run(q[:, :, piece], k[:, :, piece], v[:, :, piece], decay, weight, scale, strict, state, size, mode)
+
+        outputs, state = run_in_pieces(
+            run, pos, ends, state, on_state, lambda name, edited: check_state(name, edited, k, state_v)
+        )
         return torch.cat(outputs, 2).to(q.dtype), state
 
 
