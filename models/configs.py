@@ -11,10 +11,13 @@ T = TypeVar("T")
 
 def config_to_json(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain data."""
-    return {
-        item.name: config_to_json(value) if is_dataclass(value := getattr(config, item.name)) else value
-        for item in fields(config)
-    }
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return config_to_json(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
@@ -23,7 +26,6 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
     Raises:
         ValueError: an unknown field, with the nearest known one, a missing field, or an unknown mixer kind.
     """
-    from models.mixers import CONFIGS
     from models.parts.channel_mixers import MLPConfig
 
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
@@ -33,19 +35,30 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
             raise ValueError(
                 f"{kind.__name__} has no field {name!r}.{suggestion(name, known)} Its fields: {', '.join(sorted(known))}."
             )
+        if isinstance(value, list):
+            value = tuple(value)
+        one_per_layer = value if isinstance(value, tuple) else (value,)
         if name == "mixer":
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{kind.__name__}: mixer is {type(value).__name__}, expected an object with its kind.")
-            mixer = value.get("kind", "attention")
-            if mixer not in CONFIGS:
-                raise ValueError(
-                    f"Unknown mixer kind {mixer!r}.{suggestion(str(mixer), CONFIGS)} Known: {', '.join(CONFIGS)}."
-                )
-            value = config_from_json(CONFIGS[mixer], value)
-        elif isinstance(value, Mapping) and name == "mlp":
-            value = config_from_json(MLPConfig, value)
+            one_per_layer = tuple(_mixer_from_json(kind, item) for item in one_per_layer)
+        elif name == "mlp":
+            one_per_layer = tuple(
+                config_from_json(MLPConfig, item) if isinstance(item, Mapping) else item for item in one_per_layer
+            )
+        value = one_per_layer if isinstance(value, tuple) else one_per_layer[0]
         values[name] = value
     for item in fields(kind):  # type: ignore[arg-type]
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{kind.__name__} lacks the field {item.name!r}, which has no default.")
     return kind(**values)
+
+
+def _mixer_from_json(owner: type, value: Any) -> Any:
+    from models.mixers import mixer_configs
+
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{owner.__name__}: mixer is {type(value).__name__}, expected an object with its kind.")
+    known = mixer_configs()
+    mixer = value.get("kind", "attention")
+    if mixer not in known:
+        raise ValueError(f"Unknown mixer kind {mixer!r}.{suggestion(str(mixer), known)} Known: {', '.join(known)}.")
+    return config_from_json(known[mixer], value)

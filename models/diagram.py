@@ -12,21 +12,16 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
     parts = [_part("embed", "Embedding", f"{model.vocab_size} → {model.d_model}", None)]
     if isinstance(model, LanguageModel):
         config = model.config
-        position = getattr(config.mixer, "position", None)
         if model.has_position_embedding:
-            parts.append(_part("embed", "Positions", str(position), None))
-        for layer, mixer in enumerate(model.mixers):
+            parts.append(_part("embed", "Positions", str(config.position_embedding), None))
+        for layer, (mixer, mlp) in enumerate(zip(model.mixers, config.mlps, strict=True)):
             record = mixer.describe()
-            label, detail = _mixer_words(record, position)
+            label, detail = _mixer_words(record, getattr(config.mixers[layer], "position", None))
             parts.append(_part(record["kind"], label, detail, layer))
-            if config.mlp is not None:
-                gate = "gated " if config.mlp.gated else ""
+            if mlp is not None:
+                gate = "gated " if mlp.gated else ""
                 beside = ", parallel" if config.parallel else ""
-                parts.append(
-                    _part(
-                        "mlp", "MLP", f"{gate}{config.mlp.activation.split('_')[0]} {config.mlp.d_mlp}{beside}", layer
-                    )
-                )
+                parts.append(_part("mlp", "MLP", f"{gate}{mlp.activation.split('_')[0]} {mlp.d_mlp}{beside}", layer))
         if config.loops > 1:
             parts.append(_part("loop", "Loop", f"×{config.loops}, shared weights", None))
         parts.append(_part("norm", "Norm", {"layer": "layer norm", "rms": "RMS norm"}[config.norm], None))

@@ -26,7 +26,8 @@ from workbench.instrument.hooked_model import Mixer
 class LanguageModelConfig:
     """Args:
     n_layers, d_model, vocab_size: sizes. n_ctx: longest input (needed for learned positions; None: unlimited).
-    mixer: the sequence mixer of every layer. mlp: the channel mixer, None for none (Mamba-2).
+    mixer: the sequence mixer of every layer; a tuple is one layer after the other and repeats until n_layers (hybrids).
+    mlp: the channel mixer, None for none (Mamba-2); a tuple as for mixers.
     norm: `"layer"` or `"rms"`. parallel: attention and MLP read the same input (GPT-J, NeoX) instead of one after the other.
     tie_embeddings: unembed with the embedding's weights. loops: pass through the blocks this often (depth with shared weights).
     init_std: standard deviation of the initial weights. seed: of the initial weights.
@@ -36,8 +37,8 @@ class LanguageModelConfig:
     d_model: int
     vocab_size: int = 256
     n_ctx: int | None = None
-    mixer: MixerConfig = field(default_factory=lambda: AttentionConfig(n_heads=4))
-    mlp: MLPConfig | None = None
+    mixer: MixerConfig | tuple[MixerConfig, ...] = field(default_factory=lambda: AttentionConfig(n_heads=4))
+    mlp: MLPConfig | tuple[MLPConfig | None, ...] | None = None
     norm: str = "layer"
     norm_eps: float = 1e-5
     parallel: bool = False
@@ -46,6 +47,36 @@ class LanguageModelConfig:
     loops: int = 1
     init_std: float = 0.02
     seed: int = 0
+
+    @property
+    def mixers(self) -> list[MixerConfig]:
+        """The sequence mixer of each layer."""
+        return _per_layer("mixer", self.mixer, self.n_layers)
+
+    @property
+    def mlps(self) -> list[MLPConfig | None]:
+        """The channel mixer of each layer."""
+        return _per_layer("mlp", self.mlp, self.n_layers)
+
+    @property
+    def position_embedding(self) -> str | None:
+        """The kind of positions added at the embedding, if a mixer asks for one: `"learned"` or `"sinusoidal"`."""
+        wanted = {getattr(mixer, "position", None) for mixer in self.mixers} & {"learned", "sinusoidal"}
+        if len(wanted) > 1:
+            raise ValueError(
+                "Layers ask for learned and for sinusoidal positions. Expected one kind: they are added once, at the embedding."
+            )
+        return next(iter(wanted), None)
+
+
+def _per_layer(name: str, given: Any, n_layers: int) -> list[Any]:
+    if not isinstance(given, tuple):
+        return [given] * n_layers
+    if not 0 < len(given) <= n_layers:
+        raise ValueError(
+            f"{name} lists {len(given)} layers, the model has {n_layers}. Expected between 1 and {n_layers}: the list repeats."
+        )
+    return [given[layer % len(given)] for layer in range(n_layers)]
 
 
 class Embed(nn.Module):
@@ -90,12 +121,13 @@ class Block(nn.Module):
 
     hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks every block
 
-    def __init__(self, config: LanguageModelConfig, switches: dict[str, bool]) -> None:
+    def __init__(self, config: LanguageModelConfig, layer: int, switches: dict[str, bool]) -> None:
         super().__init__()
+        mlp = config.mlps[layer]
         self.parallel, self.switches = config.parallel, switches
         self.hook_resid_pre = HookPoint("resid", "batch pos d_model")
         self.ln1 = Norm(config.norm, config.d_model, config.norm_eps)
-        mixer = build_mixer(config.mixer, config.d_model, switches)
+        mixer = build_mixer(config.mixers[layer], config.d_model, switches)
         self.is_attention = isinstance(mixer, Attention)
         if isinstance(mixer, Attention):
             self.attn = mixer
@@ -113,14 +145,14 @@ class Block(nn.Module):
         else:
             self.mixer = mixer
             self.hook_mixer_out = HookPoint("mixer_out", "batch pos d_model")
-        if config.mlp is not None:
+        if mlp is not None:
             if not config.parallel:
                 self.hook_resid_mid = HookPoint("resid_mid", "batch pos d_model")
             self.hook_mlp_in = HookPoint("mlp_input", "batch pos d_model", on_demand=True, flag="use_hook_mlp_in")
             self.ln2 = Norm(config.norm, config.d_model, config.norm_eps)
-            self.mlp = MLP(config.mlp, config.d_model)
+            self.mlp = MLP(mlp, config.d_model)
             self.hook_mlp_out = HookPoint("mlp_out", "batch pos d_model")
-        self.has_mlp = config.mlp is not None
+        self.has_mlp = mlp is not None
         self.hook_resid_post = HookPoint("resid_post", "batch pos d_model")
 
     @property
@@ -175,7 +207,7 @@ class LanguageModel(Decoder):
         self.config = config
         self.vocab_size, self.d_model, self.loops = config.vocab_size, config.d_model, config.loops
         self.tokenizer = default_tokenizer(config.vocab_size)
-        position = getattr(config.mixer, "position", "none")
+        position = config.position_embedding
         self.n_ctx = config.n_ctx if position == "learned" else None
         if position == "learned" and config.n_ctx is None:
             raise ValueError("Learned positions need n_ctx, the number of positions to learn.")
@@ -189,14 +221,14 @@ class LanguageModel(Decoder):
             if point.layer_index is not None:
                 point.steps = config.loops
 
-    def _build(self, config: LanguageModelConfig, position: str) -> None:
+    def _build(self, config: LanguageModelConfig, position: str | None) -> None:
         self.embed = Embed(config.vocab_size, config.d_model)
         self.hook_embed = HookPoint("embed", "batch pos d_model")
-        if position in ("learned", "sinusoidal"):
+        if position is not None:
             self.pos_embed = PositionEmbedding(position, config.n_ctx or 0, config.d_model)
             self.hook_pos_embed = HookPoint("pos_embed", "batch pos d_model")
-        self.has_position_embedding = position in ("learned", "sinusoidal")
-        self.blocks = nn.ModuleList(Block(config, self.switches) for _ in range(config.n_layers))
+        self.has_position_embedding = position is not None
+        self.blocks = nn.ModuleList(Block(config, layer, self.switches) for layer in range(config.n_layers))
         self.ln_final = Norm(config.norm, config.d_model, config.norm_eps)
         self.unembed = Unembed(
             config.d_model, config.vocab_size, self.embed if config.tie_embeddings else None, config.unembed_bias
@@ -294,22 +326,23 @@ class LanguageModel(Decoder):
         """Attributes that TransformerLens utilities read."""
         view = super().transformer_lens_config()
         config = self.config
+        mlp = next((item for item in config.mlps if item is not None), None)
+        attention = next((block.attn for block in self.blocks if block.is_attention), None)
         view |= {
-            "attn_only": config.mlp is None,
-            "d_mlp": config.mlp.d_mlp if config.mlp else 0,
-            "act_fn": config.mlp.activation if config.mlp else None,
-            "gated_mlp": bool(config.mlp and config.mlp.gated),
+            "attn_only": mlp is None,
+            "d_mlp": mlp.d_mlp if mlp else 0,
+            "act_fn": mlp.activation if mlp else None,
+            "gated_mlp": bool(mlp and mlp.gated),
             "normalization_type": {"layer": "LN", "rms": "RMS"}[config.norm],
             "parallel_attn_mlp": config.parallel,
             "eps": config.norm_eps,
         }
-        if isinstance(config.mixer, AttentionConfig):
-            attention = self.blocks[0].attn
+        if attention is not None:
             kinds = {"learned": "standard", "rope": "rotary"}
             view |= {
                 "n_heads": attention.n_heads,
                 "n_key_value_heads": None if attention.n_kv == attention.n_heads else attention.n_kv,
                 "d_head": attention.d_head,
-                "positional_embedding_type": kinds.get(config.mixer.position, config.mixer.position),
+                "positional_embedding_type": kinds.get(attention.config.position, attention.config.position),
             }
         return view

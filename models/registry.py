@@ -1,6 +1,6 @@
 """The registry: architectures (how to build one) and models (a trained checkpoint, or an architecture at random weights).
 
-register_architecture("retnet", paper="retnet", ...)    one call per architecture, in models/architectures.py or its own file
+register_architecture("retnet", paper="retnet", ...)    one call per architecture, in a file of models/architectures/
 models.build("retnet", n_layers=2, d_model=64)           random weights
 models.load("retnet-english")                            a shipped model, or a folder written by models.save
 models.list_models()                                     records for the command line and the dashboard
@@ -8,13 +8,13 @@ models.list_models()                                     records for the command
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from models.architecture_record import ARCHITECTURES, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
+from models.discovery import import_all
 from workbench.instrument.errors import suggestion
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 def _register_all() -> None:
     """Import the files that register architectures (here, so that importing the registry stays cheap)."""
-    import_module("models.architectures")
+    import_all("models.architectures")
 
 
 def architecture(name: str) -> Architecture:

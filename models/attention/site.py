@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.context import Context
+from models.mixers import register_mixer
 from models.parts.positions import POSITIONS, PositionBias, Rotary
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
@@ -52,6 +53,7 @@ class AttentionConfig:
     kind: str = "attention"
 
 
+@register_mixer(AttentionConfig)
 class Attention(nn.Module):
     """The attention site of one layer. Input and output [batch, pos, d_model]; see the module docstring for its stages."""
 

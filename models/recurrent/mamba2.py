@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.context import Context
+from models.mixers import register_mixer
 from models.recurrent.linear_core import LinearCore, grouped, inverse_softplus, linear_record
 from workbench.instrument.hook_points import HookPoint
 
@@ -41,6 +42,7 @@ class Mamba2Config:
     kind: str = "mamba2"
 
 
+@register_mixer(Mamba2Config)
 class Mamba2(nn.Module):
     """The Mamba-2 mixer of one layer. [batch, pos, d_model] -> same."""
 

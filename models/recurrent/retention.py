@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.context import Context
+from models.mixers import register_mixer
 from models.parts.norms import Norm
 from models.parts.positions import rotate
 from models.parts.precision import KeepsPrecision
@@ -35,6 +36,7 @@ class RetentionConfig:
     kind: str = "retention"
 
 
+@register_mixer(RetentionConfig)
 class Retention(KeepsPrecision):
     """Multi-scale retention of one layer. [batch, pos, d_model] -> same."""
 

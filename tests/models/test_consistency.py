@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import models
-import models.architectures
 from models.decoder import Decoder
 from models.registry import ARCHITECTURES
 from workbench.instrument.hook_points import HookPoint
@@ -18,6 +17,7 @@ from workbench.instrument.hooked_model import heads_first
 from workbench.instrument.interventions import Patch
 from workbench.instrument.selection import Select
 
+models.list_models()  # registers all
 NAMES = list(ARCHITECTURES)
 LINEAR = [name for name in NAMES if "state" in ARCHITECTURES[name].shows]
 LENGTH = 21
