@@ -7,7 +7,7 @@ A new mixer is one file in `models/attention/` or `models/recurrent/`: a frozen 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from models.discovery import import_all
+from workbench.discovery import import_all
 
 MixerConfig = Any  # one of the registered configuration classes
 _PACKAGES = ("models.attention", "models.recurrent")

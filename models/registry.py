@@ -14,7 +14,7 @@ from typing import Any
 from models.architecture_record import ARCHITECTURES, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
-from models.discovery import import_all
+from workbench.discovery import import_all
 from workbench.instrument.errors import suggestion
 
 SHIPPED = Path(__file__).parent / "shipped"

@@ -1,12 +1,28 @@
 import math
-from itertools import islice
+from itertools import islice, pairwise, permutations
 
 import pytest
 import torch
 
-from workbench.lab.tasks import AssociativeRecall, Copy, Induction, list_tasks, make_task
+from workbench.lab.tasks import (
+    AssociativeRecall,
+    Copy,
+    Counting,
+    FlipFlop,
+    Induction,
+    Parity,
+    Passkey,
+    Permutations,
+    SelectiveCopy,
+    Task,
+    list_tasks,
+    make_task,
+    register_task,
+)  # fmt: skip
 
-NAMES = ["copy", "induction", "associative_recall"]
+RECALL = ["copy", "induction", "associative_recall", "selective_copy", "passkey", "flip_flop"]
+TRACKING = ["counting", "parity", "permutations"]
+NAMES = RECALL + TRACKING
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,11 +42,13 @@ def test_a_batch_is_a_function_of_seed_step_and_split(name: str) -> None:
     assert torch.equal(streamed[5].tokens, batch.tokens)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECALL)
 @pytest.mark.parametrize("sizes", [{}, {"vocab_size": 17, "length": 33}, {"vocab_size": 200, "length": 24}])
 def test_the_planted_source_holds_the_answer_and_lies_in_the_past(name: str, sizes: dict[str, int]) -> None:
     task = make_task(name, **sizes)
-    tokens, loss_mask, metadata = task.batch(16)
+    batch = task.batch(16)
+    tokens, loss_mask, metadata = batch
+    assert batch.targets is tokens
     assert tokens.shape == loss_mask.shape == metadata["source"].shape == (16, task.length)
     assert tokens.dtype == torch.int64 and loss_mask.dtype == torch.bool
     assert tokens.min() >= 0 and tokens.max() < task.vocab_size
@@ -126,6 +144,93 @@ def test_associative_recall_rows_follow_their_spec() -> None:
     assert task.chance_loss == pytest.approx(math.log(20))
 
 
+@pytest.mark.parametrize("name", TRACKING)
+def test_tracked_answers_stand_beside_the_sequence(name: str) -> None:
+    task = make_task(name, length=19)
+    batch = task.batch(64)
+    (tokens, loss_mask, metadata), targets = batch, batch.targets
+    assert tokens.shape == targets.shape == loss_mask.shape == (64, 19)
+    assert bool(loss_mask[:, 1:].all()) and not bool(loss_mask[:, 0].any())
+    assert bool((metadata["source"] == -1).all())
+    assert int(targets.min()) >= 0 and int(targets.max()) < task.vocab_size > int(tokens.max())
+    assert bool((tokens != targets).any())
+
+
+def test_parity_counts_every_one_so_far() -> None:
+    batch = Parity(length=30, density=0.3).batch(100)
+    tokens, targets = batch.tokens, batch.targets
+    assert set(tokens.unique().tolist()) == {0, 1}
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        assert answers[1:] == [sum(row[:t]) % 2 for t in range(1, 30)]
+    assert 0.25 < tokens.double().mean() < 0.35
+
+
+@pytest.mark.parametrize("items", [2, 3, 5])
+def test_permutations_are_composed_in_the_order_read(items: int) -> None:
+    """Oracle: move real things about, one token at a time, and look the arrangement up."""
+    count = math.factorial(items)
+    table = list(permutations(range(items)))
+    batch = Permutations(vocab_size=max(count, 4), length=12, items=items).batch(50)
+    tokens, targets = batch.tokens, batch.targets
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        image = list(range(items))  # image[x] = where thing x is now
+        for t in range(11):
+            image = [table[row[t]][place] for place in image]
+            assert answers[t + 1] == table.index(tuple(image))
+
+
+def test_counting_resets_and_saturates() -> None:
+    task = Counting(vocab_size=8, length=60, limit=3, density=0.6)
+    batch = task.batch(100)
+    tokens, targets = batch.tokens, batch.targets
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        for t in range(1, 60):
+            since = max((i for i in range(t) if row[i] == 1), default=-1)
+            assert answers[t] == min(3, row[since + 1 : t].count(0))
+    assert set(targets[:, 1:].unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_flip_flop_reads_what_was_written_last() -> None:
+    tokens, loss_mask, metadata = FlipFlop(vocab_size=5, length=41, ignore=0.7).batch(100)
+    for i, row in enumerate(tokens.tolist()):
+        stored, reads = None, []
+        for at in range(1, 40, 2):
+            if row[at - 1] == 2:
+                stored = at
+            elif row[at - 1] == 4:
+                assert stored is not None and row[at] == row[stored] and metadata["source"][i, at] == stored
+                reads.append(at)
+        assert reads == loss_mask[i].nonzero().flatten().tolist() and reads[-1] == 39
+
+
+def test_selective_copy_says_the_content_in_order() -> None:
+    task = SelectiveCopy(vocab_size=20, length=40, content=5)
+    tokens, loss_mask, metadata = task.batch(100)
+    gaps = set()
+    for i, row in enumerate(tokens.tolist()):
+        assert row[34] == 19 and [t for t in row[:34] if t != 18] == row[35:]
+        assert loss_mask[i].nonzero().flatten().tolist() == list(range(35, 40))
+        gaps |= set((torch.arange(35, 40) - metadata["source"][i, 35:]).tolist())
+    assert len(gaps) > 15  # no fixed distance solves it
+
+
+def test_the_passkey_stands_where_the_depth_says() -> None:
+    for depth, place in ((0.0, 0), (1.0, 50), (0.5, 25)):
+        tokens, _, metadata = Passkey(vocab_size=32, length=60, key_length=4, depth=depth).batch(20)
+        assert metadata["place"].tolist() == [place] * 20
+        for row in tokens.tolist():
+            assert [t for t, token in enumerate(row) if token == 31] == [place, 55]
+            assert row[place + 1 : place + 5] == row[56:] and min(row[56:]) >= 15
+            filler = row[:place] + row[place + 5 : 55]
+            assert all((b - a) % 15 == 1 for a, b in pairwise(filler)) and max(filler) < 15
+    assert len(set(Passkey(length=60).batch(50).metadata["place"].tolist())) > 20
+
+
+def test_a_task_of_ones_own_is_listed_and_no_name_is_taken_twice() -> None:
+    with pytest.raises(ValueError, match="'copy' is registered already"):
+        register_task(type("Other", (Task,), {"name": "copy"}))
+
+
 def test_the_list_of_tasks_is_complete_and_its_defaults_work() -> None:
     records = {record.name: record for record in list_tasks()}
     assert sorted(records) == sorted(NAMES)
@@ -145,6 +250,12 @@ def test_the_list_of_tasks_is_complete_and_its_defaults_work() -> None:
         (lambda: Induction(length=32, period=30), "need length ≥ 37, got 32"),
         (lambda: Induction(period=8, max_period=9), "give either period, or"),
         (lambda: Copy(length=20, max_span=10), "min_span ≤ max_span ≤ 9"),
+        (lambda: Parity(density=1.0), "between 0 and 1"),
+        (lambda: Permutations(items=4), "need vocab_size ≥ 24, got 6"),
+        (lambda: Counting(limit=12), "limit < vocab_size"),
+        (lambda: FlipFlop(ignore=1.0), "below 1"),
+        (lambda: SelectiveCopy(length=12, content=6), "content ≤ 5"),
+        (lambda: Passkey(depth=1.5), "between 0 and 1"),
         (lambda: AssociativeRecall(vocab_size=10, pairs=5), "need more than 5 keys"),
         (lambda: AssociativeRecall(length=20, pairs=6), "need length ≥ 24"),
         (lambda: AssociativeRecall(pairs=3, queries=4), "1 ≤ queries ≤ pairs"),

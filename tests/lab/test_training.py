@@ -460,3 +460,17 @@ def test_a_bar_is_drawn_on_a_terminal(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
     run(TinyModel(), tmp_path, TrainingConfig(steps=3), progress=None)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_answers_beside_the_sequence_are_what_is_learned() -> None:
+    """A model that always says 1 is right where the parity is 1, whatever token follows."""
+
+    class One(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([0.0, 5.0, 0.0, 0.0]).expand(*tokens.shape, 4)
+
+    task = make_task("parity")
+    batches = TaskBatches(task, 8, validation_batches=2).validation_batches()
+    found = evaluate(One(), batches)
+    share = torch.cat([batch[2][batch[1]] for batch in batches]).double().mean().item()
+    assert found["accuracy"] == pytest.approx(share) and found["tokens"] == 2 * 8 * 40

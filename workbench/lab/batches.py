@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.lab.corpora import Corpus, load_corpus
 from workbench.lab.ngram import NgramModel
-from workbench.lab.tasks import Task
+from workbench.lab.tasks import Task, TaskBatch
 from workbench.lab.tokenizers import ByteTokenizer, Tokenizer
 
 
@@ -18,17 +18,18 @@ class Batches(Protocol):
     """What `train` asks of its data.
 
     A batch is `tokens` int64 [batch, pos] and `loss_mask` bool [batch, pos] with pos = context + 1: the model reads
-    `tokens[:, :-1]`, and `loss_mask[b, t]` says whether predicting `tokens[b, t]` from the tokens before it counts.
+    `tokens[:, :-1]`, and `loss_mask[b, t]` says whether predicting `tokens[b, t]` from the tokens before it counts. A
+    third tensor, `targets` int64 [batch, pos], takes the place of the tokens as what is predicted.
     """
 
     batch_size: int
     context: int
 
-    def next_batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def next_batch(self, step: int) -> tuple[Tensor, ...]:
         """The batch of a step (from 0): the same one whenever it is asked for."""
         ...
 
-    def validation_batches(self) -> Sequence[tuple[Tensor, Tensor]]:
+    def validation_batches(self) -> Sequence[tuple[Tensor, ...]]:
         """Held-out batches, always the same."""
         ...
 
@@ -88,13 +89,13 @@ class TextBatches:
         starts = torch.linspace(0, len(held_out) - context - 1, windows, dtype=torch.float64).long()
         self._held_out = self._windows(held_out, starts)  # [window, pos]
 
-    def next_batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def next_batch(self, step: int) -> tuple[Tensor, ...]:
         choices = len(self._tokens) - self.context
         starts = torch.from_numpy(np.random.default_rng([self.seed, step]).integers(choices, size=self.batch_size))
         tokens = self._windows(self._tokens, starts)
         return tokens, _all_but_first(tokens)
 
-    def validation_batches(self) -> Sequence[tuple[Tensor, Tensor]]:
+    def validation_batches(self) -> Sequence[tuple[Tensor, ...]]:
         return [(tokens, _all_but_first(tokens)) for tokens in self._held_out.split(self.batch_size)]
 
     def describe(self) -> dict[str, Any]:
@@ -133,12 +134,15 @@ class TaskBatches:
         self.task, self.batch_size, self.context = task, batch_size, task.length - 1
         self._held_out = [task.batch(batch_size, step, "validation") for step in range(validation_batches)]
 
-    def next_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        batch = self.task.batch(self.batch_size, step, "train")
-        return batch.tokens, batch.loss_mask
+    def next_batch(self, step: int) -> tuple[Tensor, ...]:
+        return self._asked(self.task.batch(self.batch_size, step, "train"))
 
-    def validation_batches(self) -> Sequence[tuple[Tensor, Tensor]]:
-        return [(batch.tokens, batch.loss_mask) for batch in self._held_out]
+    def validation_batches(self) -> Sequence[tuple[Tensor, ...]]:
+        return [self._asked(batch) for batch in self._held_out]
+
+    def _asked(self, batch: TaskBatch) -> tuple[Tensor, ...]:
+        beside = self.task.answers == "beside"
+        return (batch.tokens, batch.loss_mask, batch.targets) if beside else (batch.tokens, batch.loss_mask)
 
     def describe(self) -> dict[str, Any]:
         return {

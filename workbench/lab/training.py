@@ -17,7 +17,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -185,7 +185,7 @@ def train(
                 group["lr"] = rate
             torch.manual_seed(_seed_of_step(config.seed, done))
             model.train()
-            loss, _ = _losses(model, *data.next_batch(done), config.device, config.autocast)
+            loss, _ = _losses(model, data.next_batch(done), config.device, config.autocast)
             optimizer.zero_grad(set_to_none=True)
             loss.mean().backward()
             train_loss = loss.mean().item()
@@ -234,7 +234,7 @@ def train(
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str = "cpu", autocast: str | None = None
+    model: nn.Module, batches: Iterable[Sequence[Tensor]], device: str = "cpu", autocast: str | None = None
 ) -> dict[str, Any]:
     """Mean loss in nats per counted token, share of them predicted right (`accuracy`), and their number (`tokens`).
 
@@ -245,8 +245,8 @@ def evaluate(
     total, right, count = 0.0, 0, 0
     try:
         with torch.no_grad():
-            for tokens, loss_mask in batches:
-                losses, correct = _losses(model, tokens, loss_mask, device, autocast)
+            for batch in batches:
+                losses, correct = _losses(model, batch, device, autocast)
                 total += losses.double().sum().item()
                 right += int(correct.sum())
                 count += losses.numel()
@@ -269,10 +269,9 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * warm * (floor + (1 - floor) * shape)
 
 
-def _losses(
-    model: nn.Module, tokens: Tensor, loss_mask: Tensor, device: str, autocast: str | None
-) -> tuple[Tensor, Tensor]:
+def _losses(model: nn.Module, batch: Sequence[Tensor], device: str, autocast: str | None) -> tuple[Tensor, Tensor]:
     """Loss in nats of every counted token [target], and whether its prediction is right [target]."""
+    tokens, loss_mask, asked = batch if len(batch) == 3 else (*batch, batch[0])
     if tokens.shape != loss_mask.shape or tokens.ndim != 2 or loss_mask.dtype != torch.bool:
         raise ValueError(
             f"a batch is tokens [batch, pos] and a bool loss_mask of the same shape; got {tuple(tokens.shape)} and "
@@ -280,7 +279,7 @@ def _losses(
         )
     if bool(loss_mask[:, 0].any()) or not bool(loss_mask.any()):
         raise ValueError("loss_mask must count at least one token, and never the first: nothing comes before it")
-    tokens, loss_mask = tokens.to(device), loss_mask.to(device)
+    tokens, loss_mask, asked = tokens.to(device), loss_mask.to(device), asked.to(device)
     mixed = torch.autocast(torch.device(device).type, torch.bfloat16) if autocast else nullcontext()
     try:
         with mixed:
@@ -295,9 +294,10 @@ def _losses(
             f"the model must give logits [batch, pos, vocab] = [{tokens.shape[0]}, {tokens.shape[1] - 1}, vocab], "
             f"got {list(logits.shape)}"
         )
-    if int(tokens.max()) >= logits.shape[-1]:
-        raise ValueError(f"token id {int(tokens.max())} does not fit the model's vocabulary of {logits.shape[-1]}")
-    chosen, targets = logits[loss_mask[:, 1:]], tokens[:, 1:][loss_mask[:, 1:]]  # [target, vocab], [target]
+    highest = max(int(tokens.max()), int(asked.max()))
+    if highest >= logits.shape[-1]:
+        raise ValueError(f"token id {highest} does not fit the model's vocabulary of {logits.shape[-1]}")
+    chosen, targets = logits[loss_mask[:, 1:]], asked[:, 1:][loss_mask[:, 1:]]  # [target, vocab], [target]
     if chosen.dtype in (torch.bfloat16, torch.float16):
         chosen = chosen.float()
     return F.cross_entropy(chosen, targets, reduction="none"), chosen.detach().argmax(-1) == targets

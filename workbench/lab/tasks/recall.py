@@ -1,115 +1,17 @@
-"""Synthetic sequence tasks with planted truth: which token must be read to predict which.
-
-A task makes batches `(tokens, loss_mask, metadata)`, all indexed [batch, pos]:
-
-    tokens      int64   ids 0 … vocab_size − 1
-    loss_mask   bool    True where the token can be predicted from the tokens before it
-    metadata    dict    planted truth; `metadata["source"]` int64 holds, where loss_mask is True, the position of the
-                        earlier token that must be found to predict this one, and −1 elsewhere
-
-Token t is predicted at position t − 1, so in an attention map the planted edge runs from query t − 1 to source[t].
-A batch is a pure function of (task, batch size, step, split); training and validation draw from different streams.
-"""
+"""Recall: which earlier token must be found to predict which."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
-from torch import Tensor
 
-from workbench.instrument.errors import suggestion
-
-_STREAMS = {"train": 0, "validation": 1}
+from workbench.lab.catalogue import implements
+from workbench.lab.tasks.base import Row, Task, register_task
 
 
-class TaskBatch(NamedTuple):
-    """One batch of a task; see the module's docstring."""
-
-    tokens: Tensor  # int64 [batch, pos]
-    loss_mask: Tensor  # bool [batch, pos]
-    metadata: dict[str, Tensor]  # int64 [batch, pos] or [batch]
-
-
-class Row(NamedTuple):
-    """One sequence: its tokens, the planted source of each (−1 where there is none), and further planted facts."""
-
-    tokens: NDArray[np.int64]  # [pos]
-    source: NDArray[np.int64]  # [pos]
-    facts: dict[str, Any]  # int64 [pos] or int
-
-
-@dataclass(frozen=True)
-class Task(ABC):
-    """What all tasks share: sizes, the seed, and batches made of rows."""
-
-    vocab_size: int = 64
-    length: int = 96  # tokens per sequence
-    seed: int = 0
-
-    name: ClassVar[str]
-    paper: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        self._require(self.vocab_size >= 4, f"vocab_size must be at least 4, got {self.vocab_size}")
-        self._require(self.length >= 8, f"length must be at least 8, got {self.length}")
-        self._require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        self._settle()
-
-    @abstractmethod
-    def _settle(self) -> None:
-        """Fill the settings left at None and check them all."""
-
-    @abstractmethod
-    def row(self, random: Generator) -> Row:
-        """One sequence."""
-
-    @property
-    @abstractmethod
-    def chance_loss(self) -> float:
-        """Loss in nats of guessing uniformly among the tokens that an answer can be."""
-
-    def batch(self, batch_size: int, step: int = 0, split: str = "train") -> TaskBatch:
-        """The batch of a step (from 0): the same one whenever it is asked for.
-
-        Raises ValueError for a split other than "train" and "validation", or sizes out of range.
-        """
-        if split not in _STREAMS:
-            raise ValueError(f"unknown split {split!r}: expected 'train' or 'validation'.{suggestion(split, _STREAMS)}")
-        if batch_size < 1 or step < 0:
-            raise ValueError(f"batch_size must be at least 1 and step at least 0, got {batch_size} and {step}")
-        random = np.random.default_rng([self.seed, _STREAMS[split], step])
-        rows = [self.row(random) for _ in range(batch_size)]
-        tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
-        source = torch.from_numpy(np.stack([row.source for row in rows]))
-        facts = {name: torch.from_numpy(np.stack([row.facts[name] for row in rows])) for name in rows[0].facts}
-        return TaskBatch(tokens, source >= 0, {"source": source, **facts})
-
-    def batches(self, batch_size: int, split: str = "train") -> Iterator[TaskBatch]:
-        """The batches of steps 0, 1, 2 …, without end."""
-        step = 0
-        while True:
-            yield self.batch(batch_size, step, split)
-            step += 1
-
-    def describe(self) -> dict[str, Any]:
-        """Name and settings: `make_task(**task.describe())` makes the same task again."""
-        return {"name": self.name, **asdict(self)}
-
-    def _require(self, holds: bool, message: str) -> None:
-        if not holds:
-            raise ValueError(f"task {self.name!r}: {message}")
-
-    def _default(self, setting: str, value: int) -> None:
-        if getattr(self, setting) is None:
-            object.__setattr__(self, setting, value)  # once, while the frozen object is being made
-
-
+@register_task
 @dataclass(frozen=True)
 class Copy(Task):
     """Repeat a span of random tokens after a marker.
@@ -152,6 +54,7 @@ class Copy(Task):
         return math.log(self.vocab_size - 2)
 
 
+@register_task
 @dataclass(frozen=True)
 class Induction(Task):
     """A random segment that repeats: after `A B … A` comes `B`.
@@ -228,6 +131,7 @@ class Induction(Task):
         return math.log(self.vocab_size)
 
 
+@register_task
 @dataclass(frozen=True)
 class AssociativeRecall(Task):
     """Multi-query associative recall: key–value pairs, then several keys again, each answered by its value.
@@ -293,36 +197,86 @@ class AssociativeRecall(Task):
         return math.log(self.vocab_size - self.vocab_size // 2)
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Copy, Induction, AssociativeRecall)}
-
-
+@register_task
 @dataclass(frozen=True)
-class TaskRecord:
-    """One line of `list_tasks()`; `options` are the settings with their defaults (None = chosen from the length)."""
+class SelectiveCopy(Task):
+    """Repeat, in order, the content tokens that are scattered among noise.
 
-    name: str
-    description: str
-    paper: str
-    options: dict[str, Any]
+    A row is `span + gaps` tokens in which `content` tokens stand at random places among the id NOISE = vocab_size − 2,
+    then COPY = vocab_size − 1, then the content tokens in their order. Content is drawn uniformly, with repetition, from
+    the other ids. The source of an answer is the content token's place. Distances vary from token to token, so neither a
+    fixed offset nor a fixed convolution solves it: what is written must depend on what it is.
+    """
+
+    content: int | None = None  # content tokens per row; default: an eighth of the length, at least 2
+
+    name: ClassVar[str] = "selective_copy"
+    paper: ClassVar[str] = "Gu & Dao 2023, Mamba, arXiv:2312.00752 (selective copying)"
+
+    def _settle(self) -> None:
+        self._default("content", max(2, self.length // 8))
+        assert self.content is not None
+        fits = (self.length - 2) // 2
+        self._require(1 <= self.content <= fits, f"needs 1 ≤ content ≤ {fits}, got {self.content}")
+
+    def row(self, random: Generator) -> Row:
+        assert self.content is not None
+        read = self.length - 1 - self.content
+        places = np.sort(random.choice(read, size=self.content, replace=False))
+        content = random.integers(self.vocab_size - 2, size=self.content)
+        tokens = np.full(self.length, self.vocab_size - 2)
+        tokens[places], tokens[read], tokens[read + 1 :] = content, self.vocab_size - 1, content
+        source = np.full(self.length, -1)
+        source[read + 1 :] = places
+        return Row(tokens, source, {})
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(self.vocab_size - 2)
 
 
-def list_tasks() -> list[TaskRecord]:
-    """Every task, what it is, where it comes from, and its settings."""
-    return [
-        TaskRecord(
-            name, (task.__doc__ or "").split("\n")[0], task.paper, {item.name: item.default for item in fields(task)}
+@register_task
+@dataclass(frozen=True)
+class Passkey(Task):
+    """Find a key sentence in filler and say it at the end.
+
+    A row is filler, `KEY x_1 … x_n`, filler, and at the end `KEY x_1 … x_n` again, with KEY = vocab_size − 1. The key's
+    tokens come from the upper half of the other ids, filler from the lower half, which it walks through in one direction
+    (each filler token is its predecessor plus one), so that filler is predictable and the key is what stands out.
+    `depth` fixes where the key stands: 0 at the start, 1 right before the question; None draws it anew for each row.
+    Answers are the n tokens at the end; the source of each is its first occurrence. Facts: `place` [batch], where the
+    first KEY stands.
+    """
+
+    key_length: int = 4
+    depth: float | None = None
+
+    name: ClassVar[str] = "passkey"
+    paper: ClassVar[str] = "Mohtashami & Jaggi 2023, Landmark Attention, arXiv:2305.16300 (passkey retrieval)"
+
+    def _settle(self) -> None:
+        self._require(self.vocab_size >= 6, f"vocab_size must be at least 6, got {self.vocab_size}")
+        fits = (self.length - 2) // 2
+        self._require(1 <= self.key_length <= fits, f"needs 1 ≤ key_length ≤ {fits}, got {self.key_length}")
+        self._require(
+            self.depth is None or 0 <= self.depth <= 1, f"depth must be between 0 and 1, or None, got {self.depth}"
         )
-        for name, task in _TASKS.items()
-    ]
+
+    def row(self, random: Generator) -> Row:
+        n, half = self.key_length, (self.vocab_size - 1) // 2
+        latest = self.length - 2 * (n + 1)
+        place = int(random.integers(latest, endpoint=True)) if self.depth is None else round(self.depth * latest)
+        key = np.concatenate([[self.vocab_size - 1], random.integers(half, self.vocab_size - 1, size=n)])
+        filler = (random.integers(half) + np.arange(latest)) % half
+        tokens = np.concatenate([filler[:place], key, filler[place:], key])
+        source = np.full(self.length, -1)
+        source[-n:] = np.arange(place + 1, place + 1 + n)
+        return Row(tokens, source, {"place": place})
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(self.vocab_size - 1 - (self.vocab_size - 1) // 2)
 
 
-def make_task(name: str, **options: Any) -> Task:
-    """The task of that name. Raises ValueError for an unknown name or setting, with the nearest right one."""
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}: expected one of {', '.join(_TASKS)}.{suggestion(name, _TASKS)}")
-    known = [item.name for item in fields(_TASKS[name])]
-    for option in options:
-        if option not in known:
-            near = suggestion(option, known)
-            raise ValueError(f"task {name!r} has no setting {option!r}: it has {', '.join(known)}.{near}")
-    return _TASKS[name](**options)
+implements("mamba", "task", "selective_copy")
+implements("landmark-attention", "task", "passkey")
