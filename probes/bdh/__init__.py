@@ -51,6 +51,16 @@ _HOME = {
     "ReadCircuit": "reading",
     "matching_pairs": "reading",
     "MatchingPairs": "reading",
+    "find_concept_synapses": "concepts",
+    "ConceptSynapses": "concepts_results",
+    "concept_transfer": "concepts_transfer",
+    "ConceptTransfer": "concepts_transfer",
+    "causal_check": "concepts_causal",
+    "marked_positions": "concepts_causal",
+    "CausalCheck": "concepts_causal",
+    "u_to_rank_biserial": "concepts_statistics",
+    "u_to_p": "concepts_statistics",
+    "SearchCancelled": "progress",
 }
 
 __all__ = sorted(_HOME)
