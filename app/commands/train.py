@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands._console import Failure, facts_table, note, print_json, stdout
+from app.commands._console import Failure, facts_table, interruptible, note, print_json, stdout
 from app.commands._options import (
     AsJson,
     RunsFolder,
@@ -182,27 +178,6 @@ def make_batches(
 
     assert task is not None
     return TaskBatches(make_task(task, **{"seed": seed, **parse_settings(task_settings, "--task-set")}), batch_size)
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising, so that training can end with a checkpoint; a second one stops at once."""
-    cancel = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield cancel
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: Any) -> None:
-        cancel.set()
-        signal.signal(signal.SIGINT, before)
-        note("stopping after this step; Ctrl-C again stops at once")
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield cancel
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def data_name(corpus_or_task: str) -> str:

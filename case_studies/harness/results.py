@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -208,3 +208,16 @@ def study_results(store: RunStore, study: str | None = None) -> list[StudyResult
         if study in (None, result.study):
             found.append(result)
     return found
+
+
+def most_telling(results: Iterable[StudyResult]) -> dict[str, StudyResult]:
+    """For each study the result that says most: at the largest tier, and of those the newest.
+
+    `results` come newest first, as `study_results` gives them.
+    """
+    chosen: dict[str, StudyResult] = {}
+    for result in results:
+        held = chosen.get(result.study)
+        if held is None or TIERS.index(result.tier) > TIERS.index(held.tier):
+            chosen[result.study] = result
+    return chosen
