@@ -121,7 +121,8 @@ def log_linear_attention(
                 return torch.zeros_like(v), state
             size = chunk if mode == "chunked" else 1 << (start + q.shape[2]).bit_length()
             of = state if carried else None
-            return chunked(q, v, weights, Rule(k, decay, write, beta, scale), of, start, size, needed)
+            output, after = chunked(q, v, weights, Rule(k, decay, write, beta, scale), of, start, size, needed)
+            return output, state if after is None else after
 
         return run_in_groups(aligned, (*tensors, part.k, part.log_decay, part.write, part.beta), state, first, mask)
 

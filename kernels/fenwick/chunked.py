@@ -18,10 +18,10 @@ CHUNK = 64
 
 def chunked(
     q: Tensor, v: Tensor, weights: Tensor, rule: Rule, state: Tensor | None, start: int, chunk: int, need_state: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Arguments as in `reference.recurrent`, for sequences that all begin at position `start`; chunk a power of two.
 
-    state None: empty, start 0. Returns (output, state after the last token; without need_state an empty tensor).
+    state None: empty, start 0. Returns (output, state after the last token; None without need_state).
     """
     batch, _, pos, _ = q.shape
     n_levels = weights.shape[3]
@@ -33,7 +33,7 @@ def chunked(
     if state is not None:
         output = output + _of_carried(q, weights, rule, state, start)
     if not need_state:
-        return output, q.new_zeros(0)
+        return output, None
     last = torch.full((batch,), start + pos - 1, device=q.device)
     places = torch.arange(start, start + pos, device=q.device)
     carried = None if state is None else side_by_side(regrouped(state, torch.full_like(last, start - 1), last))

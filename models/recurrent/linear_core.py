@@ -82,17 +82,22 @@ class LinearCore(nn.Module):
             on_state=(lambda t, s: self.hook_state.at(context.offset + t, s)) if stops else None,
         )
         if self.hook_pattern.active:
-            if context.offset:
-                raise HookError(
-                    f"{self.hook_pattern.name!r} is watched in a call that continues a state. The state does not keep the {context.offset} "
-                    "earlier tokens apart, so their columns do not exist. Expected the whole sequence in one call (generate with "
-                    "use_state=False)."
-                )
+            refuse_continued(self.hook_pattern, context)
             pattern = effective_pattern(q, k, log_decay=log_decay, write=write, scale=self.scale, strict=self.strict)
             edited = self.hook_pattern(pattern)
             if edited is not pattern:  # patterns of 16-bit inputs are float32
                 output = output + ((edited - pattern) @ v.to(pattern.dtype)).to(output.dtype)
         return output, final
+
+
+def refuse_continued(pattern: HookPoint, context: Context) -> None:
+    """Raise `HookError` in a call that goes on from a state: the pattern's earlier columns do not exist."""
+    if context.offset:
+        raise HookError(
+            f"{pattern.name!r} is watched in a call that continues a state. The state does not keep the {context.offset} "
+            "earlier tokens apart, so their columns do not exist. Expected the whole sequence in one call (generate with "
+            "use_state=False)."
+        )
 
 
 def grouped(x: Tensor, heads: int) -> Tensor:

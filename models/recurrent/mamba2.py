@@ -119,12 +119,17 @@ class Mamba2(nn.Module):
             None if carried is None else carried["state"],
             log_decay=log_decay.transpose(1, 2),
             write=write.transpose(1, 2),
+            **self.core_arguments(u),
         )
         y = self.hook_z(y.transpose(1, 2)) + self.hook_skip(self.D[:, None] * v)
         gated = (y.flatten(-2).to(precise) * self.hook_gate(F.silu(z))).unflatten(-1, (config.n_groups, -1))
         scale = self.hook_scale((gated.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt())
         out = self.output(((gated / scale).flatten(-2) * self.norm_weight).to(u.dtype))
         return out, {"state": state, "conv": window} if context.keep_state and length else {}
+
+    def core_arguments(self, u: Tensor) -> dict[str, Tensor]:
+        """What the core is given besides, from the layer's input [batch, pos, d_model]; nothing here."""
+        return {}
 
     def _convolve(self, x: Tensor, context: Context, carried: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Depthwise causal convolution over real tokens only. [batch, pos, channel] -> same, and the last d_conv − 1 inputs.

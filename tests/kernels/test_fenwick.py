@@ -176,6 +176,11 @@ def test_padding_is_not_there(rule: str, mode: str) -> None:
             assert then is not None and error(seen[stop][b : b + 1], then) < EXACT
         pattern = effective_pattern(q, k, weights, **options, real=real)[b]
         assert error((pattern @ v[b])[:, kept], expected[0]) < EXACT
+    alone_out, nothing = log_linear_attention(q, k, v, weights, **options, real=real, mode=mode, need_state=False)
+    assert (
+        nothing is None
+        and error(alone_out[real[:, None].expand(3, 3, 20)], out[real[:, None].expand(3, 3, 20)]) < EXACT
+    )
     more, more_options = inputs(rule, 9, 6, batch=3, seed=1)
     assert state is not None
     start = real.sum(1)
