@@ -72,7 +72,9 @@ class HeadMosaic(PicturePanel):
         self.shape(scene)
         lines = [np.hstack(list(tiles)) for tiles in self._overviews(scene) if tiles is not None]
         widest = max(line.shape[1] for line in lines)
-        return np.vstack([np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant_values=np.nan) for line in lines])
+        return np.vstack(
+            [np.pad(line, ((0, 0), (0, widest - line.shape[1])), constant_values=np.nan) for line in lines]
+        )
 
     def snippet_body(self, scene: Scene) -> str:
         layers = [index for index, tiles in enumerate(self._overviews(scene)) if tiles is not None]
@@ -116,7 +118,10 @@ values = np.vstack([np.pad(line, gap, constant_values=np.nan) for line, gap in z
         return Reading(float(strongest), [("largest weight of", f"layer {row} ({name}), head {column}")])
 
     def facts(self, scene: Scene) -> list[str]:
-        return ["pooled: largest magnitude, sign kept", "each head coloured by its own largest, square-root colour scale"]
+        return [
+            "pooled: largest magnitude, sign kept",
+            "each head coloured by its own largest, square-root colour scale",
+        ]
 
     def summary(self, scene: Scene) -> str:
         rows, columns = self.shape(scene)
@@ -166,7 +171,9 @@ class AttentionMap(PicturePanel):
             pooled = stored[bins[0], bins[1]]
         else:
             pooled = factors.overview(view.head, size, slice(*rows), slice(*columns), view.pooling)
-        seen = visible_bins(rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window)
+        seen = visible_bins(
+            rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window
+        )
         return np.where(seen, pooled, np.nan)
 
     def extents(self, scene: Scene) -> tuple[Span, Span]:
@@ -175,13 +182,25 @@ class AttentionMap(PicturePanel):
             return spans
         # The stored bins that the part in view touches; they may reach a little beyond it.
         edges = bin_edges(scene.n_tokens, scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
-        first, last = ([int(edges[np.searchsorted(edges, a, side="right") - 1]), int(edges[np.searchsorted(edges, b)])] for a, b in spans)
+        first, last = (
+            [int(edges[np.searchsorted(edges, a, side="right") - 1]), int(edges[np.searchsorted(edges, b)])]
+            for a, b in spans
+        )
         return (first[0], first[1]), (last[0], last[1])
 
     def _coarse(self, scene: Scene) -> bool:
         """Whether the picture is made of the overview that the run stores. TooLarge when that overview cannot show it."""
         (top, bottom), (left, right) = self.spans(scene)
-        if (bottom - top) * (right - left) <= DRAWN_CELLS or not scene.opened().has(f"overview.{scene.view.layer}"):
+        stored = scene.opened().has(f"overview.{scene.view.layer}")
+        if not scene.factors().whole:
+            if not stored:
+                raise NothingToShow("The map is not stored", " ".join((scene.layer or {}).get("not_stored") or []))
+            if scene.view.pooling != "max":
+                raise TooLarge(
+                    f"Of this map only the overview pooled by {POOLINGS['max']} is stored: choose that pooling."
+                )
+            return True
+        if (bottom - top) * (right - left) <= DRAWN_CELLS or not stored:
             return False
         if scene.view.pooling != "max":
             raise TooLarge(f"The {scene.view.pooling} of {bottom - top} × {right - left} token pairs takes too long to draw while you "
@@ -219,7 +238,8 @@ class AttentionMap(PicturePanel):
         down, across = self.binning(scene)
         if self._coarse(scene):
             side = -(-scene.n_tokens // scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
-            facts.append(f"coarse: one picture cell = up to {side} × {side} tokens, drawn by {POOLINGS['max']}; zoom in for more")
+            more = "zoom in for more" if scene.factors().whole else "more is not stored"
+            facts.append(f"coarse: one picture cell = up to {side} × {side} tokens, drawn by {POOLINGS['max']}; {more}")
         elif max(down, across) > 1:
             facts.append(f"one picture cell = up to {down} × {across} tokens, drawn by {POOLINGS[scene.view.pooling]}")
         else:
@@ -268,7 +288,11 @@ class QueryRow(StripPanel):
         return "linear" if scene.view.scale == "row" else scene.view.scale
 
     def facts(self, scene: Scene) -> list[str]:
-        return [*head_words(scene), f"pinned: token {token_label(scene.tokens, scene.query)}", scale_words(self.scale(scene))]
+        return [
+            *head_words(scene),
+            f"pinned: token {token_label(scene.tokens, scene.query)}",
+            scale_words(self.scale(scene)),
+        ]
 
     def snippet_body(self, scene: Scene) -> str:
         head, query = scene.view.head, scene.query

@@ -10,6 +10,12 @@ KINDS = {
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
 }  # fmt: skip
 
+PATTERN_KIND_WORDS = {
+    "jacobian": "Jacobian norms, not weights: how strongly each output moves with each token",
+    "mean": "mean over channels that mix differently: not the weights of any one",
+}
+"""What is said of a map that is no matrix of weights."""
+
 
 def kind_words(kind: str) -> str:
     """`retention` for "retention", the word itself for an unknown kind."""
@@ -22,7 +28,10 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
     signed, total = record.get("signed", layer.get("form") != "softmax"), record.get("rows_sum_to")
     facts = ["signed weights" if signed else "no negative weights"]
     facts.append("rows do not sum to 1" if total is None else f"rows sum to {total:g}")
-    if record.get("effective"):
+    kind = record.get("kind", "weights")
+    if kind != "weights":
+        facts.append(PATTERN_KIND_WORDS.get(kind, kind.replace("_", " ")))
+    elif record.get("effective"):
         facts.append("effective: this mixer has no softmax, the map is its exact linear equivalent"
                      if record.get("exact") else "effective and approximate")  # fmt: skip
     elif record.get("exact", True):
@@ -37,6 +46,9 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
         facts.append(f"window of {layer['window']} tokens")
     if layer.get("alibi_slopes"):
         facts.append("ALiBi distance bias")
+    if record.get("label"):
+        facts.append(str(record["label"]))
+    facts += [sentence.rstrip(".") for sentence in layer.get("not_stored") or []]
     if layer.get("n_key_heads", layer["n_heads"]) != layer["n_heads"]:
         groups = layer["n_key_heads"]
         facts.append(f"{layer['n_heads']} heads share {groups} key group{'' if groups == 1 else 's'}")
@@ -57,15 +69,20 @@ def memory_words(layer: Mapping[str, Any]) -> str:
         return f"Softmax attention has no fixed-size state: its memory is the KV cache, the key and the value {kept}."
     if not state:
         return "This layer records no state."
-    sizes = " × ".join(str(size) for size in state["shape"][1:])
-    return f"Each head carries a matrix of {sizes} numbers from token to token, whatever the length of the text."
+    slots = layer.get("states") or [{"name": "state", "shape": state["shape"]}]
+    parts = [f"{'a vector' if len(slot['shape']) == 2 else 'a matrix'} of {' × '.join(map(str, slot['shape'][1:]))} numbers"
+             + (f" ({slot['name'].replace('_', ' ')})" if len(slots) > 1 else "") for slot in slots]  # fmt: skip
+    return f"Each head carries {spoken_list(parts)} from token to token, whatever the length of the text."
 
 
 def state_axes(layer: Mapping[str, Any]) -> tuple[str, str]:
     """What the two axes of the layer's matrix state are, in words."""
     if layer.get("kind") == "bdh":
         return "neuron", "value channel"
-    return "key channel", "value channel"
+    axes = [axis.replace("_", " ") for axis in (layer.get("state") or {}).get("axes", [])[1:]]
+    if not axes or axes == ["state k", "state v"]:
+        return "key channel", "value channel"
+    return (axes[0], "") if len(axes) == 1 else (" × ".join(axes[:-1]), axes[-1])
 
 
 def spoken_list(items: Sequence[str]) -> str:

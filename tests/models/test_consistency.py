@@ -16,6 +16,7 @@ from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import heads_first
 from workbench.instrument.interventions import Patch
 from workbench.instrument.selection import Select
+from workbench.lab.run_format import FORMS
 
 models.list_models()  # registers all
 NAMES = list(ARCHITECTURES)
@@ -159,6 +160,8 @@ def test_gradients_do_not_depend_on_watching(model: Decoder, tokens: Tensor) -> 
 def test_pattern_times_values_is_the_output(model: Decoder, tokens: Tensor) -> None:
     """o = α v: the (effective) pattern applied to the values gives the mixer's output, for every layer and head."""
     for layer, mixer in enumerate(model.mixers):
+        if not mixer.describe()["pattern"]["exact"]:
+            continue  # a Jacobian norm or a mean over channels: its own test says what it is
         point = model.hook_points.resolve(Select(role="z", layer=layer))[0][1][0].point
         pattern_point = model.hook_points.resolve(Select(role="pattern", layer=layer))[0][1][0].point
         names = [point.name, pattern_point.name, mixer.factor_points["value"].name]
@@ -190,6 +193,8 @@ def test_pattern_metadata_is_true(model: Decoder, tokens: Tensor) -> None:
 def test_three_modes_agree(name: str, tokens: Tensor) -> None:
     """parallel == chunked (several chunk sizes, none dividing the length) == recurrent."""
     model = lively(name)
+    if not any(hasattr(module, "mode") for module in model.modules()):
+        pytest.skip("this architecture has one way to run")
     model.set_mode("parallel")
     expected = model(tokens)
     model.set_mode("recurrent")
@@ -202,42 +207,60 @@ def test_three_modes_agree(name: str, tokens: Tensor) -> None:
         assert largest(model(tokens) - expected) < EXACT, size
 
 
+def state_points(model: Decoder, layer: int) -> dict[str, HookPoint]:
+    """The states of one layer by slot: `state`, and whatever else the mixer carries and lets be edited."""
+    points = [p for p in model.hook_points.points.values() if p.role == "state" and p.layer_index == layer]
+    return {p.name.rsplit(".hook_", 1)[-1]: p for p in points}
+
+
+def modes(model: Decoder) -> tuple[str | None, ...]:
+    """The execution modes to try; None for a model that has one only."""
+    several = any(hasattr(module, "mode") for module in model.modules())
+    return ("parallel", "chunked", "recurrent") if several else (None,)
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_state_edit_propagates_alike_in_every_mode(name: str, tokens: Tensor) -> None:
     """An edit after token t changes later tokens only, and equals stopping the run, editing the carried state and going on."""
     model, at = lively(name), 8
-    point = model.hook_points.resolve(Select(role="state", layer=1))[0][1][0].point
+    layer = 1 if state_points(model, 1) else 0  # hybrids
 
     def edit(state: Tensor, hook: HookPoint | None = None) -> Tensor:
         return 0.5 * state + 0.1
 
     _, carried = model(tokens[:, : at + 1], return_state=True)
-    expected = model(tokens[:, at + 1 :], state=carried.replaced(1, state=edit(carried.slot(1, "state"))))
     plain = model(tokens)
-    for mode in ("parallel", "chunked", "recurrent"):
-        model.set_mode(mode)
-        got = model.run_with_hooks(tokens, hooks=[(f"{point.name}[{at}]", edit)])
-        assert largest(got[:, : at + 1] - plain[:, : at + 1]) < EXACT, mode
-        assert largest(got[:, at + 1 :] - expected) < EXACT, mode
-        assert largest(got[:, at + 1 :] - plain[:, at + 1 :]) > 1e-6, mode
+    for slot, point in state_points(model, layer).items():
+        if not point.editable:
+            continue
+        expected = model(tokens[:, at + 1 :], state=carried.replaced(layer, **{slot: edit(carried.slot(layer, slot))}))
+        for mode in modes(model):
+            if mode is not None:
+                model.set_mode(mode)
+            got = model.run_with_hooks(tokens, hooks=[(f"{point.name}[{at}]", edit)])
+            assert largest(got[:, : at + 1] - plain[:, : at + 1]) < EXACT, (slot, mode)
+            assert largest(got[:, at + 1 :] - expected) < EXACT, (slot, mode)
+            assert largest(got[:, at + 1 :] - plain[:, at + 1 :]) > 1e-6, (slot, mode)
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_states_read_traced_and_carried_agree(name: str, tokens: Tensor) -> None:
     """The state read at a position, the traced entries and the state carried out of a run up to there are the same numbers."""
     model = lively(name)
-    reading = model.states(tokens, [3, 11, LENGTH - 1])
     for layer in range(model.n_layers):
-        state = reading[layer]
-        entries = [(0, 0, 0), (1, 2, 3), (state.shape[2] - 1, state.shape[3] - 1, state.shape[4] - 1)]
-        traced = model.trace_state(tokens, layer, entries)
-        for number, position in enumerate(reading.positions):
-            _, carried = model(tokens[:, : position + 1], return_state=True)
-            assert largest(carried.slot(layer, "state") - state[:, number]) < EXACT * max(1.0, largest(state))
-            for column, (head, i, j) in enumerate(entries):
-                assert largest(traced[:, position, column] - state[:, number, head, i, j]) < EXACT * max(
-                    1.0, largest(state)
-                )
+        for slot in state_points(model, layer):
+            reading = model.states(tokens, [3, 11, LENGTH - 1], layers=layer, slot=slot)
+            state = reading[layer]
+            first, last = (0,) * (state.dim() - 2), tuple(size - 1 for size in state.shape[2:])
+            between = tuple(min(1 + axis, size - 1) for axis, size in enumerate(state.shape[2:]))
+            traced = model.trace_state(tokens, layer, [first, between, last]) if slot == "state" else None
+            for number, position in enumerate(reading.positions):
+                _, carried = model(tokens[:, : position + 1], return_state=True)
+                tolerance = EXACT * max(1.0, largest(state))
+                assert largest(carried.slot(layer, slot) - state[:, number]) < tolerance
+                for column, entry in enumerate((first, between, last)):
+                    if traced is not None:
+                        assert largest(traced[:, position, column] - state[(slice(None), number, *entry)]) < tolerance
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -246,8 +269,10 @@ def test_every_state_hook_point_is_alive(name: str, tokens: Tensor) -> None:
     model = lively(name)
     plain = model(tokens)
     for layer in range(model.n_layers):
-        changed = model.run_with_hooks(tokens, hooks=[(Select(role="state", layer=layer), lambda s, hook: 0.7 * s)])
-        assert largest(changed - plain) > 1e-6
+        for slot, point in state_points(model, layer).items():
+            if point.editable:
+                changed = model.run_with_hooks(tokens, hooks=[(f"{point.name}[*]", lambda s, hook: 0.7 * s)])
+                assert largest(changed - plain) > 1e-6, (layer, slot)
 
 
 # ------------------------------------------------------------------------------------------- causality, batches
@@ -268,7 +293,7 @@ def test_causality_by_jacobian(model: Decoder, tokens: Tensor) -> None:
         (gradient,) = torch.autograd.grad(logits[0, query].square().sum(), embedded[0])
         reach = gradient[0].abs().sum(-1)
         assert largest(reach[query + 1 :]) == 0 if query + 1 < LENGTH else True
-        assert reach[query] > 0
+        assert (reach[query] > 0) == (query > 0 or model.predicts_from_one_token)
         if query > 0:
             assert reach[:query].max() > 0
 
@@ -371,6 +396,10 @@ def test_stop_and_start_at_layer(model: Decoder, tokens: Tensor) -> None:
         stream = model(tokens, stop_at_layer=layer)
         _, cache = model.run_with_cache(tokens, names=f"blocks.{layer}.hook_resid_pre")
         assert largest(stream - cache["resid_pre", layer]) < EXACT
+        if layer and not model.stream_is_all:
+            with pytest.raises(ValueError, match="more than the residual stream"):
+                model(stream, start_at_layer=layer)
+            continue
         assert largest(model(stream, start_at_layer=layer) - whole) < EXACT
 
 
@@ -423,7 +452,7 @@ def test_descriptions_are_complete(model: Decoder) -> None:
     """Every layer describes its mixer in the terms of the run manifest."""
     for layer, mixer in enumerate(model.mixers):
         record = mixer.describe()
-        assert record["form"] in ("softmax", "gated_linear", "dense"), layer
+        assert record["form"] in FORMS, layer
         assert {
             "kind",
             "n_heads",
@@ -435,4 +464,7 @@ def test_descriptions_are_complete(model: Decoder) -> None:
             "state",
             "signals",
         } <= set(record)
-        assert {"query", "key", "value"} <= set(mixer.factor_points)
+        if record["form"] != "dense":
+            assert {"query", "key", "value"} <= set(mixer.factor_points)
+        elif record["pattern"]["exact"]:
+            assert "value" in mixer.factor_points

@@ -10,7 +10,7 @@ A model is a `HookedModel` if its modules own `HookPoint`s and it calls `name_ho
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -44,6 +44,8 @@ class Mixer(Protocol):
 
     `factor_points` are the hook points whose tensors determine the pattern and the state: `query`, `key`, `value` and, where they exist,
     `log_decay` and `write`. `constant_factors()` gives those that do not depend on the input, e.g. RetNet's decays [head].
+    A mixer whose pattern and state no factors determine says `form = "dense"` and may have none; runs then keep what its `hook_pattern`
+    and its hook points of role `state` give. Any mixer may name per-token signals in `signal_points`: {name: (point, label, unit)}.
     `slots` names what the mixer carries from call to call (the slots of `ModelState`).
     """
 
@@ -389,17 +391,34 @@ class HookedModel(nn.Module):
         return result
 
     def states(
-        self, tokens: Any, positions: int | Sequence[int], layers: int | Sequence[int] | None = None, **kwargs: Any
+        self,
+        tokens: Any,
+        positions: int | Sequence[int],
+        layers: int | Sequence[int] | None = None,
+        slot: str = "state",
+        **kwargs: Any,
     ) -> StateReading:
-        """Matrix states after chosen tokens, without storing the others.
+        """States after chosen tokens, without storing the others.
+
+        Args:
+            tokens: [batch, pos], or text. positions: after which tokens. layers: restrict to these.
+            slot: which state, where mixers carry several: the name of its hook point without `hook_`.
 
         Returns:
-            `StateReading`: per layer [batch, position, head, state_k, state_v], positions ascending.
+            `StateReading`: per layer [batch, position, head, state_k, state_v] (the axes after position are the hook point's), positions
+            ascending.
         """
         self._require_state("read")
         tokens = self.to_tokens(tokens)
         wanted = absolute_positions(positions, tokens.shape[1])
-        _, cache = self.run_with_cache(tokens, names=Select(role="state", layer=layers), positions=wanted, **kwargs)
+        chosen = self.hook_points.resolve(Select(role="state", layer=layers))[0][1]
+        slots = {s.point.name.rsplit(".hook_", 1)[-1] for s in chosen}
+        if slot not in slots:
+            raise UnknownHookPoint(
+                f"No layer carries a state {slot!r}.{suggestion(slot, slots)} There are: {', '.join(sorted(slots))}."
+            )
+        names = [s.point.name for s in chosen if s.point.name.endswith(f".hook_{slot}")]
+        _, cache = self.run_with_cache(tokens, names=names, positions=wanted, **kwargs)
         return StateReading(wanted, cache.by_role("state"))
 
     def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, int, int]], **kwargs: Any) -> Tensor:
@@ -411,6 +430,8 @@ class HookedModel(nn.Module):
         from kernels.gated_linear_attention import trace_entries
 
         self._require_state("trace")
+        if self.mixers[range(self.n_layers)[layer]].describe()["form"] != "gated_linear":
+            return self._watch_entries(tokens, range(self.n_layers)[layer], entries, **kwargs)
         factors = self.state_factors(tokens, layer, **kwargs)
         n_heads, size_k, size_v = factors["key"].shape[1], factors["key"].shape[3], factors["value"].shape[3]
         for head, i, j in entries:
@@ -425,6 +446,30 @@ class HookedModel(nn.Module):
             log_decay=factors.get("log_decay"),
             write=factors.get("write"),
         )
+
+    def _watch_entries(self, tokens: Any, layer: int, entries: Sequence[tuple[int, ...]], **kwargs: Any) -> Tensor:
+        """`trace_state` by reading the state after every token, for states that no factors determine."""
+        point = main_point(self.hook_points.points.values(), "state", layer)
+        if point is None:
+            raise UnknownHookPoint(f"Layer {layer} carries no recurrent state to trace.")
+        index = [tuple(entry) for entry in entries]
+        read: list[Tensor] = []
+
+        def keep(state: Tensor, hook: HookPoint) -> None:
+            for entry in index:
+                if len(entry) != state.dim() - 1 or not all(
+                    0 <= i < n for i, n in zip(entry, state.shape[1:], strict=True)
+                ):
+                    raise HookError(
+                        f"State entry {entry} is outside ({', '.join(point.axes[1:])}) = {tuple(state.shape[1:])} of layer {layer}."
+                    )
+            columns = [torch.tensor([entry[axis] for entry in index]) for axis in range(state.dim() - 1)]
+            chosen: tuple[Any, ...] = (slice(None), *columns)
+            read.append(state[chosen])
+
+        last = "" if point.steps == 1 else f"@{point.steps - 1}"
+        self.run_with_hooks(tokens, hooks=[*kwargs.pop("hooks", ()), (f"{point.name}{last}[*]", keep)], **kwargs)
+        return torch.stack(read, dim=1)
 
     def state_factors(self, tokens: Any, layer: int, **kwargs: Any) -> dict[str, Tensor]:
         """The factors of one layer's pattern and state as [batch, head, pos, width] (decays and writes [batch, head, pos] or [head])."""
@@ -450,6 +495,12 @@ class HookedModel(nn.Module):
         return tokens if tokens.dim() == 2 else tokens[None]
 
 
+def main_point(points: Iterable[HookPoint], role: str, layer: int) -> HookPoint | None:
+    """The layer's point of a role: the one named `hook_<role>` if there are several, else the first; None if there is none."""
+    found = [point for point in points if point.role == role and point.layer_index == layer]
+    return next((point for point in found if point.name.endswith(f".hook_{role}")), found[0] if found else None)
+
+
 def heads_first(x: Tensor, point: HookPoint) -> Tensor:
     """Reorder to [batch, head, pos, ...] by the axis names of the hook point."""
     names = list(point.axes)
@@ -460,4 +511,4 @@ def heads_first(x: Tensor, point: HookPoint) -> Tensor:
     return x if head else x.unsqueeze(1)
 
 
-__all__ = ["HookHandle", "HookedModel", "Mixer"]
+__all__ = ["HookHandle", "HookedModel", "Mixer", "main_point"]

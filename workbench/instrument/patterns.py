@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.instrument.errors import RefusedByPattern
+from workbench.instrument.errors import RefusedByPattern, suggestion
+
+# Kinds of pattern, with what is said of those that are no weights.
+PATTERN_KINDS = {
+    "weights": "",
+    "jacobian": "Jacobian norms, not weights: how strongly the output moves with each source",
+    "mean": "mean over channels that mix differently, not the weights of any one",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,12 @@ class PatternMeta:
         exact: pattern @ values equals the mixer's output (before the output projection); False for Jacobian norms.
         effective: computed from a mixer that never forms it, rather than formed by the model itself.
         causal: `"inclusive"` (sees itself), `"strict"` (only the past) or `"none"`.
+        kind: what an entry is: `"weights"` (what a source's value is multiplied by), `"jacobian"` (the norm of a derivative: how
+            strongly the output moves with the source; never exact) or `"mean"` (weights averaged over channels that mix differently).
+        label: what a reader must know besides, in a few words.
+
+    Raises:
+        ValueError: an unknown kind, or a Jacobian or mean that claims to be exact.
     """
 
     columns: str = "token"
@@ -38,6 +51,14 @@ class PatternMeta:
     exact: bool = True
     effective: bool = False
     causal: str = "inclusive"
+    kind: str = "weights"
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in PATTERN_KINDS:
+            raise ValueError(f"Unknown kind of pattern {self.kind!r}.{suggestion(self.kind, PATTERN_KINDS)}")
+        if self.kind != "weights" and self.exact:
+            raise ValueError(f"A pattern of kind {self.kind!r} does not reproduce the output. Expected exact=False.")
 
     @property
     def is_distribution(self) -> bool:
@@ -54,7 +75,9 @@ class PatternMeta:
             "strict": "a token sees only the past",
             "none": "not causal",
         }
-        return f"{kind}, {'exact' if self.exact else 'approximate'}; {sign}; {rows}; {sees[self.causal]}; columns are {self.columns}s"
+        words = PATTERN_KINDS[self.kind] or f"{kind}, {'exact' if self.exact else 'approximate'}"
+        label = f"; {self.label}" if self.label else ""
+        return f"{words}; {sign}; {rows}; {sees[self.causal]}; columns are {self.columns}s{label}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for manifests."""

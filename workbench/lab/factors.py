@@ -36,10 +36,13 @@ class LayerFactors(PatternFactors):
     def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
         """What a trace run stores beside the factors, as float32.
 
-        `PatternFactors.summaries` and, for gated linear layers with values, `state_norm` [head, pos].
+        `PatternFactors.summaries` where the whole pattern is there and, for layers with a state, `state_norm` [head,
+        pos].
         """
-        collected = super().summaries(size)
-        if self.form == "gated_linear" and "value" in self._arrays:
+        collected = super().summaries(size) if self.whole else {}
+        if (self.form == "gated_linear" and "value" in self._arrays) or (
+            self.form == "dense" and "states" in self._arrays
+        ):
             collected["state_norm"] = np.stack([self.state_norms(head) for head in range(self.n_heads)])
         return collected
 
@@ -129,7 +132,7 @@ class LayerFactors(PatternFactors):
                 f"layer {self.index} ({self.kind}) carries a key-value cache, not a matrix state: "
                 "use cache_keys, cache_values and cache_positions"
             )
-        if self.form == "dense" and "states" not in self._arrays:
+        if self.form == "dense" and not self._arrays.get("states", np.empty(0)).size:
             raise FactorError(f"layer {self.index} ({self.kind}) stores no states")
 
     def _state(self, head: int, position: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The arrays that a trace run stores for one layer: its factors as they are, and the summaries computed from them (numpy only)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,41 @@ FACTOR_AXES = {
     "x": ("head", "pos", "neuron"),
     "y": ("head", "pos", "neuron"),
     "pattern": ("head", "query", "key"),
-    "states": ("head", "stored", "state_k", "state_v"),
+    "pattern_rows": ("head", "stored", "key"),
+    "row_positions": ("stored",),
     "state_positions": ("stored",),
 }
 SUMMARY_AXES = {"overview": ("head", "query_bin", "key_bin")}
 UNITS = {"log_normaliser": "nats", "log_decay": "nats per token", "entropy": "nats"}
 
 
-def add_layer_arrays(run: RunWriter, record: dict[str, Any], factors: dict[str, np.ndarray]) -> None:
-    """Write `layer.{l}.<factor>` and `<summary>.{l}` of one layer record (docs/architecture.md, section 4)."""
-    layer = record["layer"]
-    for name, array in factors.items():
-        run.add_array(f"layer.{layer}.{name}", array, axes=FACTOR_AXES.get(name, ("head", "pos")), unit=UNITS.get(name))
-    for name, array in LayerFactors(record, factors).summaries().items():
+def add_layer_arrays(
+    run: RunWriter,
+    record: dict[str, Any],
+    factors: dict[str, np.ndarray],
+    rows: Sequence[int] | None = None,
+    length: int | None = None,
+) -> None:
+    """Write `layer.{l}.<factor>` and `<summary>.{l}` of one layer record (docs/architecture.md, section 4).
+
+    rows: of a dense layer's pattern, keep these rows only; its summaries are those of the whole pattern. length: number of tokens, for a
+    layer without factors that tell.
+    """
+    layer, kept = record["layer"], dict(factors)
+    if rows is not None:
+        kept["pattern_rows"] = kept.pop("pattern")[:, list(rows)]
+        kept["row_positions"] = np.array(rows, dtype=np.int32)
+    for name, array in kept.items():
+        run.add_array(f"layer.{layer}.{name}", array, axes=_axes(name, array), unit=UNITS.get(name))
+    summaries = {} if record["form"] is None else LayerFactors(record, factors, length).summaries()
+    for name, array in summaries.items():
         run.add_array(f"{name}.{layer}", array, axes=SUMMARY_AXES.get(name, ("head", "pos")), unit=UNITS.get(name))
+
+
+def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
+    if name.partition(".")[0] == "states":
+        return ("head", "stored", "state_k", "state_v")[: array.ndim]
+    return FACTOR_AXES.get(name, ("head", "pos"))
 
 
 def log_normaliser(record: dict[str, Any], query: np.ndarray, key: np.ndarray, block: int = 256) -> np.ndarray:

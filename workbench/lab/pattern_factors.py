@@ -6,7 +6,7 @@ tokens in the memory of a few tiles:
 
     softmax       α_ij = exp(scale · q_i·k_j − alibi_h · |i−j| − log_normaliser_i)      j ≤ i, within the window
     gated_linear  α_ij = scale · q_i·k_j · write_j · exp(G_i − G_j)                     j ≤ i, or j < i when strict
-    dense         α_ij as stored
+    dense         α_ij as stored: whole, or some rows of it, or nothing but the overview of the run
 
 A window of w lets token i see j with i − j < w. With `pattern.causal` false (softmax only) every token sees every
 token within the window on either side. Cells that a row cannot see are 0. Head h reads key group ⌊h · n_key_heads /
@@ -29,11 +29,14 @@ from workbench.lab.run_format import OVERVIEW_SIZE, check_layer
 TILE_ROWS, TILE_COLUMNS = 256, 512
 LARGEST_TILE = 2**26
 
-FACTORS = ("query", "key", "value", "log_normaliser", "log_decay", "write", "pattern", "states", "state_positions")
+FACTORS = (
+    "query", "key", "value", "log_normaliser", "log_decay", "write",
+    "pattern", "pattern_rows", "row_positions", "states", "state_positions",
+)  # fmt: skip
 NEEDED = {
     "softmax": ("query", "key", "log_normaliser"),
     "gated_linear": ("query", "key"),
-    "dense": ("pattern",),
+    "dense": (),
 }
 
 Positions = slice | Sequence[int] | np.ndarray
@@ -47,11 +50,12 @@ class PatternFactors:
     """The factors of one layer.
 
     `layer` is its record of the run contract, `arrays` holds its factors by their short names: query, key, value
-    [head, pos, width]; log_normaliser, log_decay, write [head, pos]; pattern [head, query, key]; states [head,
-    stored, state_k, state_v] with state_positions [stored] (absent = every position).
+    [head, pos, width]; log_normaliser, log_decay, write [head, pos]; pattern [head, query, key], or pattern_rows
+    [head, stored, key] with row_positions [stored]; states [head, stored, state_k, state_v] with state_positions
+    [stored] (absent = every position). `length` is the number of tokens, needed where no array tells it.
     """
 
-    def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray], length: int | None = None):
         layer = dict(layer)
         self.index = check_layer(layer)
         self.kind: str = layer["kind"]
@@ -69,22 +73,31 @@ class PatternFactors:
         self.causal = bool(self.pattern_record.get("causal", True))
         self._arrays = {name: arrays[name] for name in FACTORS if name in arrays}
         self._decays: dict[int, CumulativeDecay] = {}
-        self._check()
+        self._check(length)
 
     @classmethod
     def from_run(cls, run: Run, layer: int) -> Self:
         """The factors of layer `layer` of a trace run, mapped from disk."""
         record, prefix = run.layer(layer), f"layer.{layer}."
-        return cls(record, {name: run.array(prefix + name) for name in FACTORS if run.has(prefix + name)})
+        arrays = {name: run.array(prefix + name) for name in FACTORS if run.has(prefix + name)}
+        return cls(record, arrays, len((run.manifest.get("tokens") or {}).get("ids", ())))
 
-    def _check(self) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether every cell of the pattern can be told."""
+        return self.form != "dense" or "pattern" in self._arrays
+
+    def _check(self, length: int | None) -> None:
         where = f"layer {self.index} ({self.kind}, {self.form})"
         missing = [name for name in NEEDED[self.form] if name not in self._arrays]
         if missing:
             raise FactorError(f"{where} lacks the factor(s) {', '.join(missing)}")
-        self.length = self._arrays["pattern" if self.form == "dense" else "query"].shape[1]
+        self.length = length or 0
+        for name, axis in (("query", 1), ("pattern", 2), ("pattern_rows", 2)):
+            if name in self._arrays and self._arrays[name].ndim > axis:
+                self.length = self._arrays[name].shape[axis]
         for name, array in self._arrays.items():
-            if name in ("states", "state_positions"):
+            if name in ("states", "state_positions", "pattern_rows", "row_positions"):
                 continue
             axes = 2 if name in ("log_normaliser", "log_decay", "write") else 3
             if array.ndim != axes or array.shape[1] != self.length or self.n_heads % max(array.shape[0], 1):
@@ -240,8 +253,8 @@ class PatternFactors:
     def _tile(self, head: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """α at `rows` × `columns`: float64."""
         if self.form == "dense":
-            stored = self._arrays["pattern"][self._group("pattern", head)]
-            return np.asarray(take(take(stored, rows).T, columns).T, dtype=np.float64)
+            stored = self._of("pattern" if self.whole else "pattern_rows", head)
+            return float64(take(take(stored, rows if self.whole else self._places(rows)).T, columns).T)
         tile = float64(take(self._of("query", head), rows)) @ float64(take(self._of("key", head), columns)).T
         tile *= self.scale
         hidden = ~self._visible(rows, columns)
@@ -258,6 +271,18 @@ class PatternFactors:
             tile *= np.exp(fade, out=fade)
         tile[hidden] = 0.0
         return tile
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the rows at positions `rows` lie among those that are stored. FactorError naming the nearest ones."""
+        stored = np.asarray(self._arrays["row_positions"])
+        places = np.minimum(np.searchsorted(stored, rows), len(stored) - 1)
+        for missing in rows[stored[places] != rows][:1]:
+            near = sorted(stored[np.argsort(np.abs(stored - missing), kind="stable")[:3]].tolist())
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) stores {len(stored)} of the {self.length} rows of its pattern and not row {missing}; "
+                f"nearest stored: {', '.join(map(str, near))}. The run's pooled overview is of the whole pattern"
+            )
+        return places
 
     def _visible(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         distance = rows[:, None] - columns[None, :]

@@ -334,7 +334,8 @@ def check_trace(manifest: dict[str, Any]) -> None:
         check(prefix + "key", layer.get("n_key_heads", heads), length, None, required=factors)
         check(prefix + "value", layer.get("n_value_heads", heads), length, None, required=factors)
         check(prefix + "log_normaliser", heads, length, required=form == "softmax")
-        check(prefix + "pattern", heads, length, length, required=form == "dense")
+        check(prefix + "pattern", heads, length, length, required=form == "dense" and not layer.get("not_stored"))
+        check(prefix + "pattern_rows", heads, None, length)
         for name in ("log_decay", "write"):
             check(prefix + name, heads, length)
         for name in ("x", "y"):

@@ -2,8 +2,8 @@
 
 What is stored are the *factors* of every layer (queries, keys, values, decays, writes), not patterns or states: `workbench.lab.factors`
 evaluates any tile of a pattern, or the state after any token, exactly from them. The memory is O(tokens), never tokens × tokens.
-The exception are layers whose pattern or state an intervention overwrites: factors no longer tell what the model went on with, so such a
-layer is stored as it was (`form = dense`), its pattern whole and its states at as many positions as fit.
+The exception are layers that no factors determine (`form = dense`): those whose mixer says so, and those whose pattern or state an
+intervention overwrites. They are stored as they were, pattern and states as far as they fit (`dense_layers`), and what is left out is said.
 """
 
 import time
@@ -18,8 +18,17 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.hook_points import HookPoint
-from workbench.instrument.hooked_model import HookedModel, heads_first
+from workbench.instrument.hooked_model import HookedModel, heads_first, main_point
 from workbench.instrument.interventions import Intervention
+from workbench.lab.dense_layers import (
+    STORED_ROWS,
+    StateSlot,
+    add_states,
+    last_step,
+    not_stored,
+    plan_slots,
+    spread,
+)
 from workbench.lab.layer_arrays import add_layer_arrays, log_normaliser
 from workbench.lab.run_writer import RunWriter
 from workbench.lab.runs import RunStore
@@ -27,6 +36,7 @@ from workbench.lab.runs import RunStore
 Progress = Callable[[float, str], None]
 
 # Roles whose tensors become one number per head and token, and how: (array name, label for people, reduction over the last axis).
+# A mixer names further ones in `signal_points`: {name: (hook point, label, unit)}, reduced by their mean.
 SIGNALS = {
     "gate": ("gate_mean", "mean output gate", lambda x: x.mean(-1)),
     "neuron": ("x_active", "share of active neurons x", lambda x: (x != 0).to(torch.float32).mean(-1)),
@@ -37,6 +47,7 @@ NEURONS = {"neuron": "x", "neuron_gated": "y"}
 # Editing one of these overwrites what the factors of a layer determine.
 DETERMINED = {"pattern": "pattern", "scores": "pattern", "position_bias": "pattern", "state": "state"}
 LARGEST_PATTERN = 2**26  # cells of one layer's pattern that a run stores whole
+LARGEST_COMPUTED = 2**28  # cells of one layer's pattern that are computed at all, to be pooled
 STORED_STATE_NUMBERS = 2**22  # numbers of one layer's states that a run stores
 
 
@@ -89,7 +100,7 @@ def trace_run(
     length = tokens.shape[1]
     chosen = _chosen_layers(layers, model.n_layers)
     overwritten = _overwritten(model, interventions)
-    plans = {layer: _plan(model, layer, length, overwritten.get(layer, set())) for layer in chosen}
+    plans = {layer: _plan(model, layer, tokens, overwritten.get(layer, set())) for layer in chosen}
     stream = _stream_points(model)
     wanted = [p.name for p in stream] + [address for plan in plans.values() for address in plan.addresses]
     names = list(dict.fromkeys(wanted))
@@ -112,7 +123,7 @@ def trace_run(
         step(0.92, "storing predictions")
         _add_predictions(run, logits[0].float(), tokens[0])
         # one step of a model that repeats its blocks: the last pass is what the head reads
-        norms = [cache[_last_step(cache, point)][0].norm(dim=-1) for point in stream]
+        norms = [cache[last_step(point)][0].norm(dim=-1) for point in stream]
         run.add_array("resid_norm", torch.stack(norms).cpu().numpy(), axes=("depth", "pos"))
         run.set(
             tokens={
@@ -175,50 +186,61 @@ def _overwritten(model: HookedModel, interventions: Sequence[Intervention]) -> d
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is kept of one layer: its factors and signals always; of an overwritten layer the pattern and the states at some positions."""
+    """What is kept of one layer: its factors and signals always; of a dense or overwritten layer the pattern and states as they were.
+
+    `kept` of the pattern: `"whole"`, `"rows"` (these `rows`, and the overview), `"none"` (too large), `"absent"` (the mixer has none).
+    """
 
     layer: int
     mixer: Any
     signals: list[HookPoint]
     overwritten: set[str]
-    pattern: HookPoint | None
-    state: HookPoint | None
-    state_positions: list[int]
-
-    @property
-    def states(self) -> str:
-        """Address of the states to keep."""
-        assert self.state is not None
-        return f"{self.state.name}[{','.join(map(str, self.state_positions))}]"
+    pattern: HookPoint | None = None
+    kept: str = "whole"
+    rows: tuple[int, ...] | None = None
+    slots: Sequence[StateSlot] = ()
 
     @property
     def addresses(self) -> list[str]:
         """Everything to cache."""
-        names = [point.name for point in (*self.mixer.factor_points.values(), *self.signals)]
-        if self.overwritten:
-            assert self.pattern is not None
-            names += [self.pattern.name] + ([self.states] if self.state is not None else [])
-        return names
+        named = [point for point, _, _ in _own_signals(self.mixer).values()]
+        points = [*self.mixer.factor_points.values(), *self.signals, *named]
+        names = [last_step(point) for point in points if not point.per_position]
+        return (
+            names
+            + ([last_step(self.pattern)] if self.pattern is not None else [])
+            + [slot.address for slot in self.slots]
+        )
 
 
-def _plan(model: HookedModel, layer: int, length: int, overwritten: set[str]) -> _Plan:
+def _own_signals(mixer: Any) -> dict[str, tuple[HookPoint, str, str | None]]:
+    """{name: (hook point, label, unit)} of the signals that a mixer names."""
+    return getattr(mixer, "signal_points", {})
+
+
+def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str]) -> _Plan:
+    length, mixer = tokens.shape[1], model.mixers[layer]
     points = [point for point in model.hook_points.points.values() if point.layer_index == layer]
     signals = [p for p in points if p.role in SIGNALS and {"head", "pos"} <= set(p.axes) and len(p.axes) == 4]
-    pattern = next((p for p in points if p.role == "pattern"), None)
-    state = next((p for p in points if p.role == "state"), None)
-    mixer = model.mixers[layer]
     record = mixer.describe()
+    dense = record["form"] in ("dense", None)
+    if not (dense or overwritten):
+        return _Plan(layer, mixer, signals, overwritten)
     cells = record["n_heads"] * length**2
-    if overwritten and cells > LARGEST_PATTERN:
+    if overwritten and not dense and cells > LARGEST_PATTERN:
         raise ValueError(
             f"The interventions overwrite the {' and '.join(sorted(overwritten))} of layer {layer}, so its pattern must be stored whole: "
             f"{cells} cells, more than {LARGEST_PATTERN}. Expected a shorter text, or `layers` without this one."
         )
-    positions: list[int] = []
-    if state is not None:
-        count = min(length, max(1, STORED_STATE_NUMBERS // int(np.prod(record["state"]["shape"]))))
-        positions = np.unique(np.linspace(length - 1, 0, count).round().astype(int)).tolist()
-    return _Plan(layer, mixer, signals, overwritten, pattern, state, positions)
+    pattern = main_point(points, "pattern", layer) if record["form"] is not None else None
+    kept = "whole" if cells <= LARGEST_PATTERN else "rows" if cells <= LARGEST_COMPUTED else "none"
+    if pattern is None or kept == "none":
+        pattern, kept = None, "none" if pattern is not None else "absent"
+    main = main_point(points, "state", layer)
+    states = [] if main is None else [main, *(p for p in points if p.role == "state" and p is not main)]
+    slots = plan_slots(model, tokens, states if dense else states[:1], length, STORED_STATE_NUMBERS)
+    rows = spread(length, STORED_ROWS) if kept == "rows" else None
+    return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots)
 
 
 def _stream_points(model: HookedModel) -> list[HookPoint]:
@@ -227,10 +249,6 @@ def _stream_points(model: HookedModel) -> list[HookPoint]:
     before = [p for p in points if p.role == "resid"]
     after = [p for p in points if p.role == "resid_post" and p.layer_index == model.n_layers - 1]
     return [*before, *after]
-
-
-def _last_step(cache: Any, point: HookPoint) -> str:
-    return point.name if point.steps == 1 else f"{point.name}@{point.steps - 1}"
 
 
 def _add_layer(run: RunWriter, plan: _Plan, cache: Any, length: int) -> dict[str, Any]:
@@ -248,49 +266,65 @@ def _add_layer(run: RunWriter, plan: _Plan, cache: Any, length: int) -> dict[str
     for name, value in mixer.constant_factors().items():  # e.g. decays [head]: the same for every token
         factors[name] = value.detach().float().cpu().numpy()[:, None].repeat(length, axis=1)
     for name, point in mixer.factor_points.items():
-        factors[name] = heads_first(cache[_last_step(cache, point)], point)[0].cpu().numpy()
-    # the run format has one query per head; groups that share keys or values stay as they are
-    factors["query"] = factors["query"].repeat(record["n_heads"] // factors["query"].shape[0], axis=0)
-    if plan.overwritten:
-        _store_as_it_was(record, factors, plan, cache)
+        factors[name] = heads_first(cache[last_step(point)], point)[0].float().cpu().numpy()
+    if "query" in factors:  # the run format has one query per head; groups that share keys or values stay as they are
+        factors["query"] = factors["query"].repeat(record["n_heads"] // factors["query"].shape[0], axis=0)
+    if plan.overwritten or record["form"] in ("dense", None):
+        _store_as_it_was(record, factors, plan, cache, length)
     elif record["form"] == "softmax":
         factors["log_normaliser"] = log_normaliser(record, factors["query"], factors["key"])
-    record["signals"] = [*record["signals"], *_add_signals(run, plan, cache)]
-    add_layer_arrays(run, record, factors)
+    record["signals"] = [*record["signals"], *_add_signals(run, plan, cache, record["n_heads"])]
+    add_layer_arrays(run, record, factors, plan.rows, length)
     return record
 
 
-def _store_as_it_was(record: dict[str, Any], factors: dict[str, np.ndarray], plan: _Plan, cache: Any) -> None:
+def _store_as_it_was(
+    record: dict[str, Any], factors: dict[str, np.ndarray], plan: _Plan, cache: Any, length: int
+) -> None:
     """Turn a layer's record and factors into a dense layer's: the pattern that the model went on with, states where there are some.
 
-    A pattern is exact (output = pattern · values) unless the state was overwritten behind its back.
+    A pattern that its mixer calls exact (output = pattern · values) is that unless the state was overwritten behind its back.
     """
-    assert plan.pattern is not None
-    pattern = cache[_last_step(cache, plan.pattern)][0].float().cpu().numpy()
-    sums_to_one = np.abs(pattern.sum(-1, dtype=np.float64) - 1).max() < 1e-4
-    meta = record["pattern"]
-    meta["signed"] = bool(meta["signed"] or (pattern < 0).any())
-    meta["rows_sum_to"] = 1 if meta["rows_sum_to"] == 1 and sums_to_one else None
-    meta["exact"] = meta["exact"] and "state" not in plan.overwritten
-    record["form"], record["overwritten"] = "dense", sorted(plan.overwritten)
-    factors["pattern"] = pattern
-    if plan.state is not None:
-        states = cache[plan.states][0].float().cpu().numpy()  # [stored, head, state_k, state_v]
-        factors["states"] = states.swapaxes(0, 1)
-        factors["state_positions"] = np.array(plan.state_positions, dtype=np.int32)
+    add_states(record, factors, plan.slots, cache)
+    pattern = None if plan.pattern is None else cache[last_step(plan.pattern)][0].float().cpu().numpy()
+    if record["form"] is None:
+        return
+    if pattern is not None:
+        sums_to_one = np.abs(pattern.sum(-1, dtype=np.float64) - 1).max() < 1e-4
+        meta = record["pattern"]
+        meta["signed"] = bool(meta["signed"] or (pattern < 0).any())
+        meta["rows_sum_to"] = 1 if meta["rows_sum_to"] == 1 and sums_to_one else None
+        meta["exact"] = meta["exact"] and "state" not in plan.overwritten
+        factors["pattern"] = pattern
+    left_out = not_stored(record, plan.kept, len(plan.rows or ()), length, plan.slots)
+    if left_out:
+        record["not_stored"] = left_out
+    record["form"] = "dense"
+    if plan.overwritten:
+        record["overwritten"] = sorted(plan.overwritten)
 
 
-def _add_signals(run: RunWriter, plan: _Plan, cache: Any) -> list[dict[str, Any]]:
+def _add_signals(run: RunWriter, plan: _Plan, cache: Any, n_heads: int) -> list[dict[str, Any]]:
     signals = []
-    for point in plan.signals:
-        tensor = heads_first(cache[_last_step(cache, point)], point)[0]
-        name, label, reduce = SIGNALS[point.role]
+
+    def add(name: str, label: str, unit: str | None, values: Tensor) -> None:
         array = f"layer.{plan.layer}.{name}"
-        run.add_array(array, reduce(tensor).cpu().numpy(), axes=("head", "pos"))
-        signals.append({"name": name, "array": array, "label": label, "unit": None})
+        run.add_array(array, values.cpu().numpy(), axes=("head", "pos"))
+        signals.append({"name": name, "array": array, "label": label, "unit": unit})
+
+    for point in plan.signals:
+        tensor = heads_first(cache[last_step(point)], point)[0]
+        name, label, reduce = SIGNALS[point.role]
+        add(name, label, None, reduce(tensor))
         if point.role in NEURONS:
             values = tensor.to(torch.float16).cpu().numpy()
             run.add_array(f"layer.{plan.layer}.{NEURONS[point.role]}", values, axes=("head", "pos", "neuron"))
+    for name, (point, label, unit) in _own_signals(plan.mixer).items():
+        tensor = heads_first(cache[last_step(point)].float(), point)[0]
+        mean = tensor.flatten(2).mean(-1) if tensor.dim() > 2 else tensor
+        add(
+            name, label, unit, mean.repeat_interleave(n_heads // mean.shape[0], dim=0)
+        )  # without heads: that of all of them
     return signals
 
 
