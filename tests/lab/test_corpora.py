@@ -40,7 +40,11 @@ def long_lines(text: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["pydoc", *(pytest.param(name, marks=needs_data) for name in ("english", "wikitext2", "tinyshakespeare", "ewt"))],
+    [
+        "pydoc",
+        "concepts",
+        *(pytest.param(name, marks=needs_data) for name in ("english", "wikitext2", "tinyshakespeare", "ewt")),
+    ],
 )
 def test_the_splits_make_up_the_corpus_and_share_no_text(name: str) -> None:
     train, validation, both = (load_corpus(name, split) for split in ("train", "validation", "all"))
@@ -161,7 +165,7 @@ def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "'wikitext2/valid.txt' not found" in message and str(tmp_path / "nowhere") in message
     assert "which does not exist" in message and "WORKBENCH_DATA" in message and "../shared/data" in message
     records = {record.name: record for record in list_corpora()}
-    assert set(records) == {"english", "pydoc", "wikitext2", "tinyshakespeare", "ewt"}
+    assert set(records) == {"english", "pydoc", "wikitext2", "tinyshakespeare", "ewt", "concepts"}
     assert records["pydoc"].available and not records["pydoc"].reason
     assert not records["english"].available and "WORKBENCH_DATA" in records["english"].reason
     with pytest.raises(MissingData, match="blimp"):

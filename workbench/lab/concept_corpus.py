@@ -22,6 +22,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 from workbench.instrument.errors import suggestion
@@ -46,6 +47,7 @@ _SENTENCES = (1, 2, 2, 3, 3, 4)  # per paragraph, equally likely
 _PART = re.compile(r"\{([^{}]*)\}|(\[)|(\])")
 _SLOT = re.compile(r"(?P<name>[a-z]+)(?P<other>2?)(?:\.(?P<form>\w+)|@(?P<agrees>\w+)|\?(?P<endings>.+))?")
 _T = TypeVar("_T")
+_Main = ConceptWord | Decoy  # what a sentence is about
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def concept_text(split: str, size: int, seed: int = 0) -> str:
     return "".join(lines)
 
 
+@cache
 def concept_words(concept: str, split: str = "train") -> tuple[ConceptWord, ...]:
     """The words of a concept that occur in sentences of "train", or the held-out ones of "words"."""
     _check("concept", concept, CONCEPTS)
@@ -178,7 +181,7 @@ class _Pool:
     def __init__(self, split: str, language: str, topic: str, family: str | None = None) -> None:
         _check("split", split, SPLITS)
         self.language, self.topic = language, topic
-        self.pairs: list[tuple[Template, list[ConceptWord] | list[Decoy]]] = []
+        self.pairs: list[tuple[Template, list[_Main]]] = []
         for template in TEMPLATES:
             if (
                 template.language != language
@@ -189,7 +192,7 @@ class _Pool:
             if template.held_out != (split == "templates"):
                 continue
             if "{decoy" in template.text:
-                words: list = (
+                words: list[_Main] = (
                     [] if split == "words" else [d for d in DECOYS[language] if _allowed(template, d.text, split)]
                 )
             else:
@@ -199,13 +202,14 @@ class _Pool:
 
     def draw(
         self, rng: random.Random, word: ConceptWord | None = None, used: Sequence[str] = ()
-    ) -> tuple[Template, ConceptWord | Decoy]:
+    ) -> tuple[Template, _Main]:
         """A template, if possible none of the `used`, and its main word: `word` if it is given and allowed with a template drawn."""
         own = rng.random() < _OWN_SHARE
         fresh = [pair for pair in self.pairs if pair[0].name not in used] or self.pairs
         pairs = [pair for pair in fresh if (pair[0].concept is not None) == own] or fresh
         if word is not None:
-            pairs = [(template, [word]) for template, words in pairs if word in words] or pairs
+            given: list[_Main] = [word]
+            pairs = [(template, given) for template, words in pairs if word in words] or pairs
         template, words = _pick(rng, pairs)
         return template, _pick(rng, words)
 
@@ -219,17 +223,19 @@ def _allowed(template: Template, word: str, split: str) -> bool:
 def _sentences(pools: list[_Pool], rng: random.Random) -> Iterator[LabelledSentence]:
     while True:
         pool = _pick(rng, pools)
-        yield _written(*pool.draw(rng), pool.topic, rng)
+        yield _Writer(*pool.draw(rng), pool.topic, rng).sentence()
 
 
 def _documents(pools: list[_Pool], rng: random.Random) -> Iterator[Document]:
     while True:
-        pool, word, written = _pick(rng, pools), None, []
+        pool = _pick(rng, pools)
+        word: ConceptWord | None = None
+        written: list[LabelledSentence] = []
         for _ in range(_pick(rng, _SENTENCES)):
             template, main = pool.draw(
                 rng, word if rng.random() < _SAME_WORD else None, [sentence.template for sentence in written]
             )
-            written.append(_written(template, main, pool.topic, rng))
+            written.append(_Writer(template, main, pool.topic, rng).sentence())
             if isinstance(main, ConceptWord):
                 word = main
         yield Document(tuple(written), pool.topic)
@@ -244,91 +250,92 @@ def _pick(rng: random.Random, items: Sequence[_T]) -> _T:
 
 
 class _Writer:
-    """Collects the text of a sentence and where its parts stand, in bytes."""
+    """Writes one sentence: its text piece by piece, and where its words and its answer stand, in bytes."""
 
-    def __init__(self) -> None:
-        self.text, self.occurrences, self.decoys, self.brackets = "", [], [], []  # type: ignore[var-annotated]
+    def __init__(self, template: Template, main: _Main, topic: str, rng: random.Random) -> None:
+        self.template, self.main, self.topic, self.rng = template, main, topic, rng
+        self.chosen = {(main.concept, ""): main} if isinstance(main, ConceptWord) else {}
+        self.pieces: list[str] = []
+        self.length = 0
+        self.occurrences: list[Occurrence] = []
+        self.decoys: list[Occurrence] = []
+        self.answer: list[int] = []
 
-    @property
-    def position(self) -> int:
-        return len(self.text.encode())
+    def sentence(self) -> LabelledSentence:
+        for literal, slot in _parsed(self.template):
+            self.add(literal)
+            if slot:
+                self.fill(slot)
+            elif slot is not None:
+                self.answer.append(self.length)
+        text = "".join(self.pieces)
+        text = text[0].upper() + text[1:]  # as many bytes as before: no first letter of the vocabulary grows
+        template, answer = self.template, (self.answer[0], self.answer[1]) if self.answer else None
+        labels = tuple(self.occurrences), tuple(self.decoys), answer
+        return LabelledSentence(text, template.language, template.family, template.name, *labels)
 
-    def add_word(self, text: str, concept: str, key: str, language: str, decoy: bool = False) -> None:
-        start = self.position
-        self.text += text
-        occurrence = Occurrence(concept, key, language, start, self.position)
-        (self.decoys if decoy else self.occurrences).append(occurrence)
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.length += len(text.encode())
 
+    def add_word(self, article: str, text: str, concept: str, key: str, language: str) -> Occurrence:
+        self.add(article)
+        start = self.length
+        self.add(text)
+        return Occurrence(concept, key, language, start, self.length)
 
-def _written(template: Template, main: ConceptWord | Decoy, topic: str, rng: random.Random) -> LabelledSentence:
-    writer, chosen = _Writer(), {}
-    if isinstance(main, ConceptWord):
-        chosen[main.concept, ""] = main
-    position = 0
-    for part in _PART.finditer(template.text):
-        writer.text += template.text[position : part.start()]
-        position = part.end()
-        if part[1] is None:
-            writer.brackets.append(writer.position)
+    def fill(self, slot: dict[str, str]) -> None:
+        """Write what one slot stands for."""
+        language, name, form = self.template.language, slot["name"], slot["form"]
+        if name in FILLERS[language]:
+            self.add(_pick(self.rng, FILLERS[language][name]))
+            return
+        if isinstance(self.main, Decoy) and name == "decoy":
+            text, article = self.main.text, _article(language, form, self.main.gender, self.main.text)
+            self.decoys.append(self.add_word(article, text, self.main.imitates, text, language))
+            return
+        concept = self.topic if name == "topic" else name
+        word = self.word(concept, slot["other"])
+        if slot["endings"]:
+            self.add(agreeing(slot["endings"], word.gender))
+        elif form == "kind":
+            self.add(KINDS[concept][LANGUAGES.index(language)])
+        elif form != "plural" and f"{language}_{form}" in word.facts:
+            self.add(agreeing(word.facts[f"{language}_{form}"], word.gender))
+        elif form == "currency_plural":
+            money = next(other for other in WORDS["currency"] if other.key == word.facts["currency"])
+            self.occurrences.append(self.add_word("", money.form(language, True), "currency", money.key, language))
         else:
-            _fill(part[1], template, main, topic, chosen, writer, rng)
-    writer.text += template.text[position:]
-    text = writer.text[0].upper() + writer.text[1:]  # as many bytes as before: no letter of the vocabulary grows
-    answer = (writer.brackets[0], writer.brackets[1]) if writer.brackets else None
-    return LabelledSentence(
-        text, template.language, template.family, template.name, tuple(writer.occurrences), tuple(writer.decoys), answer
-    )
+            if form[:2] in LANGUAGES and form[2:3] in ("", "_"):
+                language, form = form[:2], form[3:]
+            gender = self.word(slot["agrees"], "").gender if slot["agrees"] else "m"
+            text = word.form(language, form == "plural", gender)
+            if form == "generic" and concept not in WITHOUT_ARTICLE:
+                form = "the"
+            article = _article(language, form, word.gender, text)
+            self.occurrences.append(self.add_word(article, text, concept, word.key, language))
+
+    def word(self, concept: str, other: str) -> ConceptWord:
+        """The word of a slot: as chosen before, else a training word that no other slot of the sentence has."""
+        if (concept, other) not in self.chosen:
+            free = [word for word in concept_words(concept) if word not in self.chosen.values()]
+            self.chosen[concept, other] = _pick(self.rng, free)
+        return self.chosen[concept, other]
 
 
-def _fill(
-    content: str,
-    template: Template,
-    main: ConceptWord | Decoy,
-    topic: str,
-    chosen: dict[tuple[str, str], ConceptWord],
-    writer: _Writer,
-    rng: random.Random,
-) -> None:
-    """Write what one slot stands for."""
-    slot = _SLOT.fullmatch(content)
-    if slot is None:
-        raise ValueError(f"template {template.name}: {{{content}}} is no slot")
-    language, name, form = template.language, slot["name"], slot["form"] or ""
-    if name in FILLERS[language]:
-        writer.text += _pick(rng, FILLERS[language][name])
-        return
-    if isinstance(main, Decoy) and name == "decoy":
-        writer.text += _article(language, form, main.gender, main.text)
-        writer.add_word(main.text, main.imitates, main.text, language, decoy=True)
-        return
-    concept = topic if name == "topic" else name
-    word = _word(concept, slot["other"], chosen, rng)
-    if slot["endings"]:
-        writer.text += agreeing(slot["endings"], word.gender)
-    elif form == "kind":
-        writer.text += KINDS[concept][LANGUAGES.index(language)]
-    elif f"{language}_{form}" in word.facts and form != "plural":
-        writer.text += agreeing(word.facts[f"{language}_{form}"], word.gender)
-    elif form == "currency_plural":
-        currency = next(other for other in WORDS["currency"] if other.key == word.facts["currency"])
-        writer.add_word(currency.form(language, plural=True), "currency", currency.key, language)
-    else:
-        if form[:2] in LANGUAGES and form[2:3] in ("", "_"):
-            language, form = form[:2], form[3:]
-        gender = _word(slot["agrees"], "", chosen, rng).gender if slot["agrees"] else "m"
-        text = word.form(language, form == "plural", gender)
-        if form == "generic" and concept not in WITHOUT_ARTICLE:
-            form = "the"
-        writer.text += _article(language, form, word.gender, text)
-        writer.add_word(text, concept, word.key, language)
-
-
-def _word(concept: str, other: str, chosen: dict[tuple[str, str], ConceptWord], rng: random.Random) -> ConceptWord:
-    """The word of a slot: as chosen before, else a training word that no other slot of the sentence has."""
-    if (concept, other) not in chosen:
-        taken = list(chosen.values())
-        chosen[concept, other] = _pick(rng, [word for word in concept_words(concept) if word not in taken])
-    return chosen[concept, other]
+@cache
+def _parsed(template: Template) -> tuple[tuple[str, dict[str, str] | None], ...]:
+    """The template as pairs of literal text and what comes after it: the parts of a slot, {} for a bracket, None at the end."""
+    parts: list[tuple[str, dict[str, str] | None]] = []
+    position = 0
+    for found in _PART.finditer(template.text):
+        slot = _SLOT.fullmatch(found[1] or "")
+        if found[1] is not None and slot is None:
+            raise ValueError(f"template {template.name}: {{{found[1]}}} is no slot")
+        after = {} if slot is None else {name: value or "" for name, value in slot.groupdict().items()}
+        parts.append((template.text[position : found.start()], after))
+        position = found.end()
+    return (*parts, (template.text[position:], None))
 
 
 _FRENCH = {  # masculine, feminine, before a vowel
@@ -347,7 +354,7 @@ def _article(language: str, form: str, gender: str, word: str) -> str:
     if form in ("", "generic", "plural"):
         return ""
     if language == "en":
-        return {"the": "the ", "a": "an " if word[0] in "aeiou" and not word.startswith("eu") else "a "}[form]
+        return {"the": "the ", "a": "an " if word[0] in "aeiou" else "a "}[form]
     masculine, feminine, elided = _FRENCH[form]
     if word[0].lower() in "aeiouéèêœ" and elided is not None:
         return elided

@@ -278,7 +278,7 @@ _DECOYS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptWord:
     """One word of a concept in both languages. `key` is the English word; `facts` holds the other columns of its table."""
 
