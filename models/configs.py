@@ -26,8 +26,6 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
     Raises:
         ValueError: an unknown field, with the nearest known one, a missing field, or an unknown mixer kind.
     """
-    from models.parts.channel_mixers import MLPConfig
-
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in record.items():
@@ -35,21 +33,33 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
             raise ValueError(
                 f"{kind.__name__} has no field {name!r}.{suggestion(name, known)} Its fields: {', '.join(sorted(known))}."
             )
-        if isinstance(value, list):
-            value = tuple(value)
-        one_per_layer = value if isinstance(value, tuple) else (value,)
-        if name == "mixer":
-            one_per_layer = tuple(_mixer_from_json(kind, item) for item in one_per_layer)
-        elif name == "mlp":
-            one_per_layer = tuple(
-                config_from_json(MLPConfig, item) if isinstance(item, Mapping) else item for item in one_per_layer
-            )
-        value = one_per_layer if isinstance(value, tuple) else one_per_layer[0]
+        convert = _CONVERSIONS.get(name, _part_from_json)
+        value = tuple(convert(kind, item) for item in value) if isinstance(value, list) else convert(kind, value)
         values[name] = value
     for item in fields(kind):  # type: ignore[arg-type]
         if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{kind.__name__} lacks the field {item.name!r}, which has no default.")
     return kind(**values)
+
+
+def _mlp_from_json(owner: type, value: Any) -> Any:
+    from models.parts.channel_mixers import MLPConfig
+
+    return config_from_json(MLPConfig, value) if isinstance(value, Mapping) else value
+
+
+def _part_from_json(owner: type, value: Any) -> Any:
+    """A part of an attention site is known by its `kind`; everything else is plain."""
+    if not isinstance(value, Mapping):
+        return tuple(_part_from_json(owner, item) for item in value) if isinstance(value, list) else value
+    from models.attention.stages import part_configs
+
+    known, part = part_configs(), value.get("kind")
+    if part not in known:
+        raise ValueError(
+            f"{owner.__name__}: unknown part {part!r}.{suggestion(str(part), known)} Known: {', '.join(known)}."
+        )
+    return config_from_json(known[part], value)
 
 
 def _mixer_from_json(owner: type, value: Any) -> Any:
@@ -62,3 +72,6 @@ def _mixer_from_json(owner: type, value: Any) -> Any:
     if mixer not in known:
         raise ValueError(f"Unknown mixer kind {mixer!r}.{suggestion(str(mixer), known)} Known: {', '.join(known)}.")
     return config_from_json(known[mixer], value)
+
+
+_CONVERSIONS = {"mixer": _mixer_from_json, "mlp": _mlp_from_json}

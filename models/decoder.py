@@ -32,6 +32,8 @@ class Decoder(HookedModel):
     d_model: int
     n_ctx: int | None = None
     loops: int = 1
+    stream_is_all: bool = True  # False: layers hand on more than the residual stream, so no run can begin between them
+    predicts_from_one_token: bool = True  # False: nothing is read at position 0, whose logits are always the same
     name: str = "unnamed"
     architecture: str = "unknown"
     tokenizer: Any = None
@@ -65,6 +67,7 @@ class Decoder(HookedModel):
         loss_per_token: bool = False,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the model.
 
@@ -77,13 +80,16 @@ class Decoder(HookedModel):
                 `"both"`, or None.
             loss_per_token: give the loss as [batch, pos - 1].
             start_at_layer, stop_at_layer: run only blocks start ≤ l < stop; stopping returns the residual stream that enters `stop`.
+            facts: what else some layers ask for, by name: `"positions"`, positions of all tokens read so far and now, [batch or 1, key],
+                whole numbers or not (instead of counting); `"token_ids"` for layers that look at them, with `start_at_layer`; others as
+                the model's parts say.
 
         Returns:
             As `return_type` says; with `return_state`, a pair of that and the `ModelState` to continue from.
 
         Raises:
             ValueError: tokens out of the vocabulary, too long for n_ctx, mask of a wrong shape, a state of another model or batch,
-                unknown return_type, a loss of fewer than two tokens.
+                unknown return_type, a loss of fewer than two tokens, facts that no layer asks for.
         """
         if return_type not in (*RETURN_TYPES, None):
             raise ValueError(
@@ -94,6 +100,10 @@ class Decoder(HookedModel):
         if start_at_layer is None:
             tokens = self.to_tokens(tokens)
         context = self._context(tokens, mask, state, return_state, start_at_layer is not None)
+        if start_at_layer is None:
+            context.token_ids = tokens
+        if facts:
+            _add_facts(context, facts)
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
         outer = ACTIVE.step, ACTIVE.offset  # of the run from whose hook this one is called, if any
         ACTIVE.step, ACTIVE.offset = 0, context.offset
@@ -111,6 +121,12 @@ class Decoder(HookedModel):
             output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
         finally:
             ACTIVE.step, ACTIVE.offset = outer
+        if facts and set(facts) - context.asked:
+            unused = sorted(set(facts) - context.asked)[0]
+            known = sorted(context.asked)
+            raise ValueError(
+                f"No layer asked for the fact {unused!r}.{suggestion(unused, known)} This run asked for: {', '.join(known)}."
+            )
         if not return_state:
             return output
         lengths = None if context.key_mask is None else context.key_mask.sum(1)
@@ -214,6 +230,11 @@ class Decoder(HookedModel):
         if not 0 <= first <= last <= self.n_layers:
             raise ValueError(
                 f"start_at_layer={start}, stop_at_layer={stop} is no range within layers 0..{self.n_layers}."
+            )
+        if first and start is not None and not self.stream_is_all:
+            raise ValueError(
+                f"start_at_layer={start}: the layers of this model hand on more than the residual stream, which alone does not determine "
+                "the rest. Expected a run from the tokens, or start_at_layer=0."
             )
         return first, last
 
@@ -421,6 +442,24 @@ class Decoder(HookedModel):
             f"{self.name} ({self.architecture}): {self.n_layers} layers, d_model {self.d_model}, {self.n_parameters():,} parameters, "
             f"{len(self.hook_points.points)} hook points"
         )
+
+
+def _add_facts(context: Context, facts: Mapping[str, Any]) -> None:
+    """Put what the caller says where the layers look for it."""
+    context.facts = facts
+    positions = context.fact("positions")
+    if positions is not None:
+        known = context.key_positions.shape[1]
+        if positions.dim() != 2 or positions.shape[1] != known:
+            raise ValueError(
+                f"facts['positions'] has shape {tuple(positions.shape)}; expected [batch or 1, key] with key = {known}, all tokens read so "
+                "far and now."
+            )
+        context.key_positions = positions.to(context.key_positions.device)
+        context.positions = context.key_positions[:, context.offset :]
+    token_ids = context.fact("token_ids") if context.token_ids is None else None
+    if token_ids is not None:
+        context.token_ids = token_ids
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None, per_token: bool = False) -> Tensor:

@@ -39,7 +39,7 @@ def _part(kind: str, label: str, detail: str, layer: int | None) -> dict[str, An
     return {"kind": kind, "label": label, "detail": detail, "layer": layer}
 
 
-def _mixer_words(record: dict[str, Any], position: str | None) -> tuple[str, str]:
+def _mixer_words(record: dict[str, Any], position: Any) -> tuple[str, str]:
     heads, keys = record["n_heads"], record["n_key_heads"]
     if record["kind"] == "attention":
         shared = "" if keys == heads else f", {keys} kv"

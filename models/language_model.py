@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention.config import several
 from models.attention.site import Attention, AttentionConfig
 from models.context import Context
 from models.decoder import Decoder, default_tokenizer
@@ -61,7 +62,7 @@ class LanguageModelConfig:
     @property
     def position_embedding(self) -> str | None:
         """The kind of positions added at the embedding, if a mixer asks for one: `"learned"` or `"sinusoidal"`."""
-        wanted = {getattr(mixer, "position", None) for mixer in self.mixers} & {"learned", "sinusoidal"}
+        wanted: set[str] = set().union(*(getattr(mixer, "embedded_positions", ()) for mixer in self.mixers))
         if len(wanted) > 1:
             raise ValueError(
                 "Layers ask for learned and for sinusoidal positions. Expected one kind: they are added once, at the embedding."
@@ -134,10 +135,10 @@ class Block(nn.Module):
             self.hook_attn_out = HookPoint("mixer_out", "batch pos d_model")
             self.hook_attn_in = HookPoint("mixer_input", "batch pos head d_model", flag="use_attn_in", gated=True)
             self.hook_q_input = HookPoint(
-                "query_input", "batch pos head d_model", flag="use_split_qkv_input", gated=True
+                "query_input", f"batch pos {mixer.sizes.map_axis} d_model", flag="use_split_qkv_input", gated=True
             )
             self.hook_k_input = HookPoint(
-                "key_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
+                "key_input", f"batch pos kv_{mixer.sizes.map_axis} d_model", flag="use_split_qkv_input", gated=True
             )
             self.hook_v_input = HookPoint(
                 "value_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
@@ -167,10 +168,10 @@ class Block(nn.Module):
         x = self.hook_resid_pre(x)
         if self.is_attention:
             if self.switches["use_split_qkv_input"] or self.switches["use_attn_in"]:
-                inputs = self._inputs_per_head(x)
+                inputs, stream = self._inputs_per_head(x), self.ln1(x) if self.attn.parts else None
             else:
-                inputs = (self.ln1(x),) * 3
-            mixed, out = self.attn(inputs, context, carried)
+                inputs, stream = (self.ln1(x),) * 3, None
+            mixed, out = self.attn(inputs, context, carried, stream)
             mixed = self.hook_attn_out(mixed)
         else:
             mixed, out = self.mixer(self.ln1(x), context, carried)
@@ -184,12 +185,12 @@ class Block(nn.Module):
     def _inputs_per_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Behind the switches: one normalised copy per head (and per q, k, v), so that paths can be patched apart."""
         if self.switches["use_split_qkv_input"]:
-            heads, kv_heads = self.attn.n_heads, self.attn.n_kv
-            q = self.ln1(self.hook_q_input(x[:, :, None].expand(-1, -1, heads, -1)))
-            k = self.ln1(self.hook_k_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
-            v = self.ln1(self.hook_v_input(x[:, :, None].expand(-1, -1, kv_heads, -1)))
+            sizes = self.attn.sizes
+            q = self.ln1(self.hook_q_input(x[:, :, None].expand(-1, -1, sizes.n_maps, -1)))
+            k = self.ln1(self.hook_k_input(x[:, :, None].expand(-1, -1, sizes.n_key_maps, -1)))
+            v = self.ln1(self.hook_v_input(x[:, :, None].expand(-1, -1, sizes.n_kv, -1)))
             return q, k, v
-        if self.attn.n_kv < self.attn.n_heads:
+        if not self.attn.sizes.one_map_each:
             raise ValueError(
                 "use_attn_in needs one key/value head per query head; use use_split_qkv_input with grouped queries."
             )
@@ -229,6 +230,9 @@ class LanguageModel(Decoder):
             self.hook_pos_embed = HookPoint("pos_embed", "batch pos d_model")
         self.has_position_embedding = position is not None
         self.blocks = nn.ModuleList(Block(config, layer, self.switches) for layer in range(config.n_layers))
+        for layer, mixer in enumerate(self.mixers):
+            if hasattr(mixer, "placed"):
+                mixer.placed(layer, self.mixers[:layer])
         self.ln_final = Norm(config.norm, config.d_model, config.norm_eps)
         self.unembed = Unembed(
             config.d_model, config.vocab_size, self.embed if config.tie_embeddings else None, config.unembed_bias
@@ -339,10 +343,11 @@ class LanguageModel(Decoder):
         }
         if attention is not None:
             kinds = {"learned": "standard", "rope": "rotary"}
+            position = "+".join(getattr(item, "kind", item) for item in several(attention.config.position))
             view |= {
                 "n_heads": attention.n_heads,
                 "n_key_value_heads": None if attention.n_kv == attention.n_heads else attention.n_kv,
                 "d_head": attention.d_head,
-                "positional_embedding_type": kinds.get(attention.config.position, attention.config.position),
+                "positional_embedding_type": kinds.get(position, position),
             }
         return view

@@ -1,4 +1,4 @@
-"""Positions: learned and sinusoidal embeddings, rotations of queries and keys (RoPE), and ALiBi's linear biases."""
+"""Positions: learned and sinusoidal embeddings, rotations of queries and keys (RoPE), and ALiBi's slopes."""
 
 import math
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.precision import KeepsPrecision
-from workbench.instrument.hook_points import HookPoint
+from models.parts.rope_scaling import RopeScaling
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 
@@ -49,24 +48,41 @@ class Rotary(nn.Module):
 
     Args:
         d_head: width of a head. base: wavelength base. fraction: share of the head that is rotated (the rest passes through).
-        interleaved: pair layout; False is Hugging Face's half-split layout.
+        interleaved: pair layout; False is Hugging Face's half-split layout. scaling: other frequencies for texts longer than trained on.
     """
 
-    def __init__(self, d_head: int, base: float = 10000.0, fraction: float = 1.0, interleaved: bool = False) -> None:
+    def __init__(
+        self,
+        d_head: int,
+        base: float = 10000.0,
+        fraction: float = 1.0,
+        interleaved: bool = False,
+        scaling: RopeScaling | None = None,
+    ) -> None:
         super().__init__()
         self.d_rotary = int(d_head * fraction)
         if self.d_rotary % 2 or self.d_rotary == 0:
             raise ValueError(
                 f"RoPE rotates pairs: d_head·fraction is {self.d_rotary}, expected an even number above 0."
             )
-        self.base, self.interleaved = base, interleaved
+        self.base, self.interleaved, self.scaling = base, interleaved, scaling
+        self.needs_length = scaling is not None and scaling.needs_length
 
-    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [batch or 1, pos, 1, d_rotary / 2] (the third axis is the head)."""
+    def angles(self, positions: Tensor, dtype: torch.dtype, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin [batch or 1, pos, 1, d_rotary / 2] (the third axis is the head).
+
+        positions [batch or 1, pos], whole numbers or not. length: of the longest text (needed where the scaling `needs_length`).
+        """
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         exponent = torch.arange(0, self.d_rotary, 2, device=positions.device, dtype=precise) / self.d_rotary
-        angle = (positions.to(precise)[..., None] * self.base**-exponent)[:, :, None, :]
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        frequency = self.base**-exponent
+        if self.scaling is None:
+            angle = (positions.to(precise)[..., None] * frequency)[:, :, None, :]
+            return angle.cos().to(dtype), angle.sin().to(dtype)
+        frequency = self.scaling.frequencies(self.base, self.d_rotary, frequency, length)
+        angle = (positions.to(precise)[..., None] * frequency)[:, :, None, :]
+        amplitude = self.scaling.amplitude
+        return (angle.cos() * amplitude).to(dtype), (angle.sin() * amplitude).to(dtype)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """Rotate x [batch, pos, head, d_head]."""
@@ -82,21 +98,3 @@ def alibi_slopes(n_heads: int) -> Tensor:
     slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     slopes += [2 ** (-4 * (2 * head + 1) / power) for head in range(n_heads - power)]
     return torch.tensor(slopes)
-
-
-class PositionBias(KeepsPrecision):
-    """ALiBi's additive bias −slope · distance, as its own named term of the scores."""
-
-    def __init__(self, n_heads: int) -> None:
-        super().__init__()
-        self.register_buffer("slopes", alibi_slopes(n_heads), persistent=False)
-        self.hook_bias = HookPoint("position_bias", "batch head query key")
-
-    exact_buffers = ("slopes",)
-    slopes: Tensor
-
-    def forward(self, batch: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """[batch or 1, pos] and [batch or 1, key] -> [batch, head, query, key]."""
-        distance = key_positions[:, None, None, :] - query_positions[:, None, :, None]
-        bias = self.slopes.to(dtype)[None, :, None, None] * distance.to(dtype)
-        return self.hook_bias(bias.expand(batch, -1, -1, -1))

@@ -147,17 +147,17 @@ def test_alibi_bias_is_a_term_of_its_own() -> None:
     config = LanguageModelConfig(1, WIDTH, 37, None, AttentionConfig(n_heads=3, position="alibi"), None, init_std=0.3)
     model = LanguageModel(config).double()
     tokens = torch.randint(0, 37, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    _, cache = model.run_with_cache(tokens, names="blocks.0.attn.bias.hook_bias")
-    bias = cache["blocks.0.attn.bias.hook_bias"]
+    _, cache = model.run_with_cache(tokens, names="blocks.0.attn.bias.alibi.hook_bias")
+    bias = cache["blocks.0.attn.bias.alibi.hook_bias"]
     for head, slope in enumerate(published_slopes(3)):
         assert float(bias[1, head, 9, 2]) == pytest.approx(-7 * slope)
     bare = LanguageModel(
         LanguageModelConfig(1, WIDTH, 37, None, AttentionConfig(n_heads=3, position="none"), None, init_std=0.3)
     ).double()
-    without = model.run_with_hooks(tokens, hooks=[("blocks.0.attn.bias.hook_bias", lambda b, hook: 0 * b)])
+    without = model.run_with_hooks(tokens, hooks=[("blocks.0.attn.bias.alibi.hook_bias", lambda b, hook: 0 * b)])
     assert largest(without - bare(tokens)) < EXACT
     assert largest(without - model(tokens)) > 1e-6
-    assert model.to(torch.bfloat16).blocks[0].attn.bias.slopes.dtype == torch.float32
+    assert model.to(torch.bfloat16).blocks[0].attn.bias["alibi"].slopes.dtype == torch.float32
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -360,7 +360,7 @@ def test_only_watching_scores_or_pattern_makes_attention_explicit(monkeypatch: p
         return original(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Attention, "_mix_explicitly", counted)
-    watched = ("hook_pattern", "hook_attn_scores")
+    watched = ("hook_pattern", "hook_attn_scores", "hook_mask")
     model(tokens)
     for name in model.hook_dict:
         if not name.endswith(watched) and not model.hook_dict[name].gated:
