@@ -25,7 +25,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from app import frames, routes
-from app.page import Page, control_values
+from app.page import Page, control_values, where_to
 from app.pages import find_pages
 from app.panels.base import Panel
 from app.security import LOOPBACK_HOSTS, check_host_and_token, is_loopback, protect
@@ -83,7 +83,7 @@ def build_app(
     )  # fmt: skip
     app.layout = lambda: _layout(pages, services)
     _register_view(app, services, {page.name: page for page in pages})
-    _register_jobs(app, services)
+    _register_jobs(app, services, pages)
     frames.register(app, services, panels)
     for page in pages:
         if page.register is not None:
@@ -268,7 +268,7 @@ def job_line(services: Services, job_id: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _register_jobs(app: Dash, services: Services) -> None:
+def _register_jobs(app: Dash, services: Services, pages: Sequence[Page]) -> None:
     @app.callback(
         Output("job-bar", "className"),
         Output("job-title", "children"),
@@ -290,7 +290,8 @@ def _register_jobs(app: Dash, services: Services) -> None:
         look = "job-bar" + ("" if line["shown"] else " is-hidden") + (" is-failed" if line.get("failed") else "")
         return (
             look, line["title"], line["message"], line["percent"], f"{line['percent']} %", "Close" if line["ended"] else "Cancel",
-            line["ended"], {"run": line["run"], "page": "/"} if done else no_update, (changes or 0) + 1 if done else no_update,
+            line["ended"], where_to(services, pages, line["run"]) if done else no_update,
+            (changes or 0) + 1 if done else no_update,
             None if done else no_update,
         )  # fmt: skip
 

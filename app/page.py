@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import dash_mantine_components as dmc
 from dash import Dash, html
@@ -17,6 +18,7 @@ from app.panels.base import Panel
 from app.panels.words import kind_words
 from app.services import Scene, Services
 from app.view_state import POOLINGS, SCALES, SORTS, ViewState
+from workbench.lab.runs import RunError
 
 KEY_OF = {each.name: each.metadata["key"] for each in fields(ViewState) if each.metadata["key"]}
 DEFAULT_OF = {each.name: str(each.default) for each in fields(ViewState)}
@@ -27,7 +29,8 @@ class Page:
     """One page. `layout` builds it for a scene; it is built anew only when `structure` changes, panels redraw by themselves.
 
     `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its
-    own; a page that `needs_run` says in words when there is none, instead of being laid out.
+    own; a page that `needs_run` says in words when there is none, instead of being laid out. A page that `opens_kind` of run shows
+    the run that the address names as `result`; a job that made one leads there.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Page:
     controls: Callable[[Scene], Sequence[Component]] = lambda scene: ()
     register: Callable[[Dash, Services], None] | None = None
     needs_run: bool = True
+    opens_kind: str = ""
 
     @property
     def path(self) -> str:
@@ -56,6 +60,19 @@ class Page:
         )]  # fmt: skip
         body = self.layout(services, scene) if scene.run is not None or not self.needs_run else [_no_run(scene)]
         return html.Div([head, *banner, *body], className="page")
+
+
+def where_to(services: Services, pages: Sequence[Page], run_id: str) -> dict[str, Any]:
+    """Where a run is looked at, for the store `go`: the page that opens runs of its kind, else the overview, which also
+    says what is wrong with a run that cannot be read."""
+    try:
+        kind = services.open_run(run_id).kind
+    except RunError:
+        kind = ""
+    for page in pages:
+        if kind and page.opens_kind == kind:
+            return {"change": {"result": run_id, "study": None}, "page": page.path}
+    return {"run": run_id, "page": "/"}
 
 
 def _no_run(scene: Scene) -> Component:

@@ -49,6 +49,8 @@ class ViewState:
     compare: int | None = field(default=None, metadata={"key": "t2"})
     sort: str = field(default="total", metadata={"key": "sort"})
     tracked: tuple[Entry, ...] = field(default=(), metadata={"key": "track"})
+    study: str = field(default="", metadata={"key": "study"})
+    result: str = field(default="", metadata={"key": "result"})
 
     @classmethod
     def from_url(cls, path: str | None, query: str | None) -> ViewState:
@@ -169,11 +171,16 @@ def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
 
 
+def _read_study(text: str) -> str | None:
+    return text if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text) else None
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "run": _read_run, "layer": _read_count, "head": _read_count, "query": _read_count, "key": _read_count,
     "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
     "pooling": _read_choice(POOLINGS), "scale": _read_choice(SCALES),
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
+    "study": _read_study, "result": _read_run,
 }  # fmt: skip
 
 

@@ -131,12 +131,13 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       },
       current: (view, ids) => ids.map((id) => (view && view.page === id.page ? "page" : "false")),
       go: function (target) {
-        if (target && target.run) workbench.change({ run: target.run }, { page: target.page });
+        // `change` are keys of the address; a target that names only a run opens that run.
+        if (target && (target.change || target.run)) workbench.change(target.change || { run: target.run }, { page: target.page });
         return none();
       },
       burger: (opened, navbar) => ({ ...navbar, collapsed: { mobile: !opened } }),
-      // The list of runs needs the room of the inspector, and has nothing to inspect.
-      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && view.page === "runs" } }),
+      // These pages need the room of the inspector, and have nothing to inspect.
+      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && ["runs", "cases"].includes(view.page) } }),
       close_burger: () => false,
       text_size: (text) => (text ? `${text.length.toLocaleString("en")} characters` : ""),
       export_png: () => workbench.exportFigure("png"),

@@ -11,7 +11,8 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_u
 from dash.development.base_component import Component
 
 from app.frames import content_frame
-from app.page import Page
+from app.page import Page, where_to
+from app.pages import find_pages
 from app.services import Scene, Services
 from app.shell import PROVENANCE
 from app.view_state import RUN_ID
@@ -150,9 +151,10 @@ def register(app: Dash, services: Services) -> None:
     def open_run(clicks: int, cell: dict[str, Any] | None, selected: list[dict[str, Any]] | None) -> Any:
         if ctx.triggered_id == "runs-open":
             chosen = _chosen(selected)
-            return {"run": chosen[0], "page": "/"} if clicks and chosen else no_update
+            return where_to(services, find_pages(), chosen[0]) if clicks and chosen else no_update
         clicked = str((cell or {}).get("rowId") or "")
-        return {"run": clicked, "page": "/"} if cell and cell.get("colId") == "title" and RUN_ID.fullmatch(clicked) else no_update
+        wanted = cell and cell.get("colId") == "title" and RUN_ID.fullmatch(clicked)
+        return where_to(services, find_pages(), clicked) if wanted else no_update
 
     @app.callback(
         Output("delete-dialog", "opened"),

@@ -35,19 +35,21 @@ def learned_and_optimal(learned: np.ndarray, optimum: np.ndarray) -> go.Figure:
     """The learned A, Γ⁻¹ and their difference times 10, as maps on one colour scale."""
     parts = {"learned": learned, "optimal Γ⁻¹": optimum, "difference × 10": 10 * (learned - optimum)}
     limit = float(max(np.abs(learned).max(), np.abs(optimum).max()))
-    figure = make_subplots(rows=1, cols=3, subplot_titles=list(parts), shared_yaxes=True, horizontal_spacing=0.05)
+    figure = make_subplots(rows=1, cols=3, subplot_titles=list(parts), horizontal_spacing=0.06)
     for column, values in enumerate(parts.values(), 1):
         figure.add_heatmap(z=values, coloraxis="coloraxis", row=1, col=column,
                            hovertemplate="row %{y}, column %{x}: %{z:.4f}<extra></extra>")  # fmt: skip
-        figure.update_xaxes(title="column", dtick=1, constrain="domain", row=1, col=column)
+        across = f"x{column if column > 1 else ''}"
+        figure.update_xaxes(title="column", dtick=1, constrain="domain", showgrid=False, row=1, col=column)
         figure.update_yaxes(
-            autorange="reversed", dtick=1, scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column
+            autorange="reversed", dtick=1, scaleanchor=across, constrain="domain", showgrid=False, row=1, col=column
         )
     figure.update_yaxes(title="row", row=1, col=1)
+    figure.update_annotations(font_size=12)
     figure.update_layout(
-        title="The learned update, first seed",
+        title="The learned update, first seed", margin={"t": 44},
         coloraxis={"colorscale": "RdBu_r", "cmin": -limit, "cmax": limit, "cmid": 0},
-    )
+    )  # fmt: skip
     return figure
 
 

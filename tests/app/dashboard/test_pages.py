@@ -62,8 +62,8 @@ def own(tmp_path: Path) -> Services:
 
 
 def test_pages_register_themselves() -> None:
-    assert list(PAGES) == ["overview", "attention", "state", "runs"]
-    assert [page.path for page in PAGES.values()] == ["/", "/attention", "/state", "/runs"]
+    assert list(PAGES) == ["overview", "attention", "state", "cases", "runs"]
+    assert [page.path for page in PAGES.values()] == ["/", "/attention", "/state", "/cases", "/runs"]
     icons = ROOT / "app" / "assets" / "icons"
     for page in PAGES.values():
         assert (icons / f"{page.icon}.svg").is_file() and page.words.endswith(".")
