@@ -56,7 +56,7 @@ class Heritage:
 
 @implements("bdh", "model", "merge", note="section 7.1: neurons concatenated per head, frequencies included")
 def merge(parents: Sequence[BDH], names: Sequence[str] | None = None) -> tuple[BDH, Heritage]:
-    """Concatenate the neurons of two or more BDH models that share depth, width, heads, vocabulary, dtype and norm ε.
+    """Concatenate the neurons of two or more BDH models that share depth, width, heads, vocabulary, dtype, norm ε, residual and decay.
 
     Args:
         names: one per parent, for the heritage (default: "parent 0", "parent 1", …). A model may be merged with itself.
@@ -77,7 +77,7 @@ def merge(parents: Sequence[BDH], names: Sequence[str] | None = None) -> tuple[B
         raise ValueError(f"names is {list(labels)}; expected {len(parents)} different names.")
     first = parents[0]
     for number, parent in enumerate(parents[1:], 1):
-        for name in ("n_layers", "d_model", "n_heads", "vocab_size", "norm_eps"):
+        for name in ("n_layers", "d_model", "n_heads", "vocab_size", "norm_eps", "residual", "decay", "detach_memory"):
             ours, theirs = getattr(first.config, name), getattr(parent.config, name)
             if ours != theirs:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""BDH-GPU, the Dragon Hatchling (Kosowski et al. 2025, arXiv 2509.26507), exactly as the published code computes it.
+"""BDH-GPU, the Dragon Hatchling (Kosowski et al. 2025, arXiv 2509.26507): as the published code computes it, and three variants.
 
 The residual stream v [batch, pos, d] is the attention value; one set of weights serves every layer:
 
@@ -14,13 +14,24 @@ Three execution modes give the same logits (`model.set_mode`): the quadratic for
 ρ [batch, head, neuron, d] = Σ k_τ ⊗ v_τ. It is kept in the frame of position 0 (keys rotated, state not), which is exact; the paper's
 co-rotating state after token t is ρ turned back by t.
 
+The paper's equation 8 is another model (`residual="neuron"`): its residual stream is x, in neuron space, and v is what E last wrote,
+
+    x_l = x_{l−1} + ReLU(v_{l−1} D_x),   y_l = ReLU(LN(a_l) D_y) ⊙ x_l,   v_l = LN(y_l E),   logits = v_L W_U
+
+The paper does not say what stands before the first layer; here x_0 = 0 and v_0 = LN(embed(token)). As nothing but E y reaches the next
+layer, what token 0 leaves unread is missing one layer further at token 1, and so on: the first L tokens of a text have v_L = 0.
+
+With `decay` the state fades between tokens, S ← λ_h S with λ_h = exp(−decay · slope_h), which multiplies the weight of a token n back by
+λ_hⁿ: for a linear read what ALiBi (slopes as there) is for scores in a softmax. The paper advises it for long texts (section 6.1); its code
+has none. With `detach_memory` no gradient flows back in time: keys and values are constants for the backward pass (section 7.2).
+
 Names: the published code calls D_x `encoder`, D_y `encoder_v` and E `decoder`, the reverse of the paper. Here they are D_x, D_y, E.
-Position 0 reads nothing: a = 0, LN(0) = 0, so y = 0 there and v passes unchanged; leave position 0 out of statistics.
+Position 0 reads nothing: a = 0, LN(0) = 0, so y = 0 there and v passes unchanged (stream residual); leave position 0 out of statistics.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +41,14 @@ from models.context import Context
 from models.decoder import Decoder, default_tokenizer
 from models.language_model import Embed, Unembed
 from models.parts.norms import Norm
-from models.parts.positions import rotate
+from models.parts.positions import alibi_slopes, rotate
 from models.parts.precision import KeepsPrecision
 from models.recurrent.linear_core import LinearCore, linear_record
+from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import Mixer
+
+RESIDUALS = ("stream", "neuron")
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,10 @@ class BDHConfig:
     """Args:
     n_layers, d_model, n_heads, vocab_size: L, d, h, Ω. n_neurons: n, over all heads (published default 32,768 = 128·d).
     theta: RoPE base. dropout: on y while training. init_std, seed: of the initial weights. norm_eps: of every layer norm.
+    residual: `"stream"`, the published code's, or `"neuron"`, the paper's. decay: 0 for none; 1 fades heads at ALiBi's slopes per token.
+    detach_memory: no gradient through keys and values; the forward pass is the same.
+
+    Raises ValueError for another residual and for a negative decay, which would make the state grow.
     """
 
     n_layers: int = 6
@@ -55,6 +73,20 @@ class BDHConfig:
     init_std: float = 0.02
     seed: int = 0
     norm_eps: float = 1e-5
+    residual: Literal["stream", "neuron"] = "stream"
+    decay: float = 0.0
+    detach_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.residual not in RESIDUALS:
+            near = suggestion(str(self.residual), RESIDUALS)
+            raise ValueError(
+                f"residual is {self.residual!r}; expected 'stream' (the code's) or 'neuron' (the paper's).{near}"
+            )
+        if not self.decay >= 0:
+            raise ValueError(
+                f"decay is {self.decay}; expected 0 (none) or more: λ = exp(−decay · slope) must not exceed 1."
+            )
 
 
 def rope_frequencies(neurons_per_head: int, theta: float) -> Tensor:
@@ -64,10 +96,11 @@ def rope_frequencies(neurons_per_head: int, theta: float) -> Tensor:
 
 
 class BDHWeights(KeepsPrecision):
-    """The one set of weights: D_x, D_y [head, d_model, neuron], E [head, neuron, d_model], and the rotation frequencies [neuron]."""
+    """The one set of weights: D_x, D_y [head, d_model, neuron], E [head, neuron, d_model]; rotation frequencies [neuron], log λ [head]."""
 
-    exact_buffers = ("frequencies",)
+    exact_buffers = ("frequencies", "log_decay")
     frequencies: Tensor
+    log_decay: Tensor
 
     def __init__(self, config: BDHConfig) -> None:
         super().__init__()
@@ -80,6 +113,7 @@ class BDHWeights(KeepsPrecision):
         self.D_y = nn.Parameter(torch.empty(config.n_heads, config.d_model, neurons))
         self.E = nn.Parameter(torch.empty(config.n_heads, neurons, config.d_model))
         self.register_buffer("frequencies", rope_frequencies(neurons, config.theta))
+        self.register_buffer("log_decay", -config.decay * alibi_slopes(config.n_heads).double(), persistent=False)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each pair's phase at positions [batch or 1, pos]: [batch or 1, 1, pos, pair], float32.
@@ -119,8 +153,10 @@ class BDHAttention(nn.Module):
         q = self.hook_rot_q(rotate(q.to(precise), cosine, sine, interleaved=True))
         k = self.hook_rot_k(rotate(k.to(precise), cosine, sine, interleaved=True))
         value = self.hook_value(v)[:, None].to(precise)
+        if self.config.detach_memory:
+            k, value = k.detach(), value.detach()
         state = None if carried is None else carried["state"]
-        a, state = self.core(q, k, value, context, state)
+        a, state = self.core(q, k, value, context, state, **self.constant_factors())
         return a, {"state": state} if context.keep_state else {}
 
     @property
@@ -129,8 +165,12 @@ class BDHAttention(nn.Module):
         return {"query": self.hook_rot_q, "key": self.hook_rot_k, "value": self.hook_value}
 
     def constant_factors(self) -> dict[str, Tensor]:
-        """None: every factor depends on the input."""
-        return {}
+        """log λ as `log_decay` [head], in float32 at least; none without decay, where every factor depends on the input."""
+        if not self.config.decay:
+            return {}
+        weights = self.shared[0]
+        precise = torch.float64 if weights.E.dtype == torch.float64 else torch.float32
+        return {"log_decay": weights.log_decay.to(precise)}
 
     def describe(self) -> dict[str, Any]:
         """The layer record of a run manifest."""
@@ -139,14 +179,19 @@ class BDHAttention(nn.Module):
         return linear_record("bdh", self.core, config.n_heads, config.n_heads, 1, shape)
 
 
+_NEURONS = "BDH: x of the layer before"
+
+
 class BDHLayer(nn.Module):
     """One pass through the shared weights."""
 
-    def __init__(self, config: BDHConfig, shared: BDHWeights) -> None:
+    def __init__(self, config: BDHConfig, shared: BDHWeights, layer: int) -> None:
         super().__init__()
-        self.shared, self.dropout = [shared], config.dropout
+        self.shared, self.dropout, self.residual, self.layer = [shared], config.dropout, config.residual, layer
         self.hook_resid_pre = HookPoint("resid", "batch pos d_model")
         self.hook_x_pre = HookPoint("neuron_pre", "batch head pos neuron")
+        if config.residual == "neuron":
+            self.hook_x_added = HookPoint("neuron_added", "batch head pos neuron")
         self.hook_x = HookPoint("neuron", "batch head pos neuron")
         self.attn = BDHAttention(config, shared)
         self.hook_a = HookPoint("z", "batch head pos d_model")
@@ -156,8 +201,9 @@ class BDHLayer(nn.Module):
         self.hook_y = HookPoint("neuron_gated", "batch head pos neuron")
         self.hook_u_pre = HookPoint("mixer_out_pre", "batch pos d_model")
         self.ln_u = Norm("layer", config.d_model, config.norm_eps, affine=False)
-        self.hook_v_sum = HookPoint("resid_sum", "batch pos d_model")
-        self.ln_v = Norm("layer", config.d_model, config.norm_eps, affine=False)
+        if config.residual == "stream":
+            self.hook_v_sum = HookPoint("resid_sum", "batch pos d_model")
+            self.ln_v = Norm("layer", config.d_model, config.norm_eps, affine=False)
         self.hook_resid_post = HookPoint("resid_post", "batch pos d_model")
 
     @property
@@ -171,13 +217,23 @@ class BDHLayer(nn.Module):
         """v [batch, pos, d_model] -> same, and the state carried to the next call."""
         weights = self.shared[0]
         v = self.hook_resid_pre(v)
-        x = self.hook_x(F.relu(self.hook_x_pre(v[:, None] @ weights.D_x)))
+        x = F.relu(self.hook_x_pre(v[:, None] @ weights.D_x))
+        if self.residual == "neuron":
+            x = self.accumulated(self.hook_x_added(x), context)
+        x = self.hook_x(x)
+        if self.residual == "neuron":
+            context.memo[_NEURONS] = x
         a, out = self.attn(x, v, context, carried)
         a = self.ln_a(self.hook_a(a)).to(v.dtype)
         gate = self.hook_gate(F.relu(self.hook_gate_pre(a @ weights.D_y)))
         y = F.dropout(self.hook_y(x * gate), self.dropout, self.training)
         u = self.hook_u_pre(y.transpose(1, 2).flatten(-2) @ weights.E.flatten(0, 1))
-        return self.hook_resid_post(self.ln_v(self.hook_v_sum(v + self.ln_u(u)))), out
+        v = self.ln_u(u) if self.residual == "neuron" else self.ln_v(self.hook_v_sum(v + self.ln_u(u)))
+        return self.hook_resid_post(v), out
+
+    def accumulated(self, added: Tensor, context: Context) -> Tensor:
+        """x_l = x_{l−1} + added [batch, head, pos, neuron]. x travels beside v, with the call."""
+        return added if self.layer == 0 else context.memo[_NEURONS] + added
 
 
 class BDH(Decoder):
@@ -187,12 +243,13 @@ class BDH(Decoder):
         super().__init__()
         self.config = config
         self.vocab_size, self.d_model = config.vocab_size, config.d_model
+        self.stream_is_all = self.predicts_from_one_token = config.residual == "stream"
         self.tokenizer = default_tokenizer(config.vocab_size)
         self.embed = Embed(config.vocab_size, config.d_model)
         self.hook_embed = HookPoint("embed", "batch pos d_model")
         self.ln_embed = Norm("layer", config.d_model, config.norm_eps, affine=False)
         self.weights = BDHWeights(config)
-        self.blocks = nn.ModuleList(BDHLayer(config, self.weights) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(BDHLayer(config, self.weights, layer) for layer in range(config.n_layers))
         self.unembed = Unembed(config.d_model, config.vocab_size, tied=None, bias=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -208,9 +265,10 @@ class BDH(Decoder):
             "hook_a_ln": "ln_a.hook_normalized",
             "hook_u_scale": "ln_u.hook_scale",
             "hook_u": "ln_u.hook_normalized",
-            "hook_v_scale": "ln_v.hook_scale",
             "attn.hook_scores": "attn.hook_pattern",
         }
+        if self.config.residual == "stream":
+            names["hook_v_scale"] = "ln_v.hook_scale"
         return {
             f"blocks.{layer}.{a}": f"blocks.{layer}.{name}"
             for layer in range(self.n_layers)

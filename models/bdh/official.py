@@ -76,7 +76,12 @@ def from_official(state_dict: Mapping[str, Tensor], n_layers: int, **config: Any
 
 
 def to_official(model: BDH) -> dict[str, Tensor]:
-    """The model's weights in the published layout."""
+    """The model's weights in the published layout. Raises ValueError for a variant, which the published code would run as another model."""
+    if model.config.residual != "stream" or model.config.decay:
+        raise ValueError(
+            f"residual={model.config.residual!r}, decay={model.config.decay}: the published code has only residual='stream' without decay, "
+            "and would compute something else from these weights."
+        )
     weights = model.weights
     return {
         "encoder": weights.D_x.detach().clone(),

@@ -21,8 +21,11 @@ Source = str | int
 """Where a written vector comes from: `"embedding"`, or the number of the layer whose y wrote it."""
 
 
-def require_bdh(model: Any) -> BDH:
-    """The model itself; raises TypeError in words for anything but a BDH, ValueError for one that drops neurons out at random."""
+def require_bdh(model: Any, variants: bool = False) -> BDH:
+    """The model itself. `variants`: the measurement also holds for the paper's residual and for a state that fades.
+
+    Raises TypeError in words for anything but a BDH, ValueError for one that drops neurons out at random and for an unexpected variant.
+    """
     if not isinstance(model, BDH):
         raise TypeError(
             f"Synapses are defined for BDH (models.build('bdh')); got {type(model).__name__}. "
@@ -30,6 +33,12 @@ def require_bdh(model: Any) -> BDH:
         )
     if model.training and model.config.dropout:
         raise ValueError("The model is in training mode and drops out neurons at random. Call model.eval() first.")
+    config = model.config
+    if not variants and (config.residual != "stream" or config.decay):
+        raise ValueError(
+            f"residual={config.residual!r}, decay={config.decay}: what a state is made of is worked out for the published model, "
+            "residual='stream' without decay, and would be wrong here. Sparsity, time scales, states and patterns can be measured."
+        )
     return model
 
 

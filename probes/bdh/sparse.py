@@ -128,7 +128,7 @@ def sparse_activations(
         tokens: ids [batch, pos] or text. dtype: of the stored values; which neurons are active does not depend on it.
         names: of `"x"`, `"gate"`, `"y"`. layers: None for all.
     """
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     for name in names:
         if name not in POINTS:
             raise ValueError(
@@ -155,5 +155,5 @@ def sparse_activations(
 
 def dense_bytes(model: Any, tokens: int, arrays: int = 2) -> int:
     """Bytes that the same capture would take densely in float32: tokens · n · layers · arrays · 4."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     return tokens * neurons_per_head(model) * model.config.n_heads * model.n_layers * arrays * 4

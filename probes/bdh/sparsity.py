@@ -161,7 +161,7 @@ def measure_sparsity(model: Any, tokens: Any, *, mask: Tensor | None = None, hoo
     Args:
         tokens: ids [batch, pos] or text, at least two tokens. mask: True at real tokens [batch, pos].
     """
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     tokens = model.to_tokens(tokens)
     batch, length = tokens.shape
     if length < 2:

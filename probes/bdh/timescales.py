@@ -19,7 +19,7 @@ N_OCTILES = 8
 
 def octiles(model: Any) -> Tensor:
     """The octile 0 (fastest) … 7 (slowest) of each neuron of a head, [neuron]."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     radians = model.weights.frequencies.double() * (2 * math.pi)
     # log_θ(1/ω) = j₀/N; the sum of a millionth keeps float32 frequencies on the right side of a boundary
     place = -radians.log() / math.log(model.config.theta)
@@ -28,7 +28,7 @@ def octiles(model: Any) -> Tensor:
 
 def periods(model: Any) -> Tensor:
     """Tokens per full turn of each neuron of a head, [neuron]."""
-    return 1 / require_bdh(model).weights.frequencies.double()
+    return 1 / require_bdh(model, variants=True).weights.frequencies.double()
 
 
 def neurons_of(model: Any, chosen: int | Sequence[int]) -> list[int]:
