@@ -48,7 +48,7 @@ VERDICT_RULES = {
 }
 WRAPPED = {"wrapText": True, "autoHeight": True, "cellClass": "cell-prose"}
 CLAIM_COLUMNS = [
-    {"field": "sentence", "headerName": "Claim", "minWidth": 260, "flex": 5, **WRAPPED, "cellClass": "cell-prose cell-link"},
+    {"field": "sentence", "headerName": "Claim", "minWidth": 190, "flex": 5, **WRAPPED, "cellClass": "cell-prose cell-link"},
     {"field": "verdict", "headerName": "Verdict", "width": 132, "cellClassRules": VERDICT_RULES},
     {"field": "published", "headerName": "Published", "width": 116, **WRAPPED},
     {"field": "ours", "headerName": "Ours", "minWidth": 168, "flex": 2, **WRAPPED},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -93,11 +94,18 @@ class StudyResult:
 
 
 def ours(claim: ClaimResult) -> str:
-    """Our value with its interval: `1.004 [1.002, 1.007] nats`; `–` when nothing was measured."""
+    """Our value with its interval: `1.0003 [1.0000, 1.0006] nats`, with two digits of the interval's half width; `–` when
+    nothing was measured."""
     if claim.value is None:
         return "–"
-    interval = "" if claim.ci_low is None else f" [{claim.ci_low:.4g}, {claim.ci_high:.4g}]"
-    return f"{claim.value:.4g}{interval}{f' {claim.unit}' if claim.unit else ''}"
+    unit = f" {claim.unit}" if claim.unit else ""
+    if claim.ci_low is None or claim.ci_high is None:
+        return f"{claim.value:.4g}{unit}"
+    half = (claim.ci_high - claim.ci_low) / 2
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 99
+    if not 0 <= digits <= 6:
+        return f"{claim.value:.5g} [{claim.ci_low:.5g}, {claim.ci_high:.5g}]{unit}"
+    return f"{claim.value:.{digits}f} [{claim.ci_low:.{digits}f}, {claim.ci_high:.{digits}f}]{unit}"
 
 
 def decide(
