@@ -69,6 +69,7 @@ def find_concept_synapses(
     adjust_length: bool = True,
     n_shuffles: int = 20,
     n_bootstrap: int = 1000,
+    rivals: bool = True,
     features: Mapping[str, Callable[[Sequence[Any]], Any]] | None = None,
     hooks: Sequence[Any] = (),
     seed: int = 0,
@@ -88,6 +89,7 @@ def find_concept_synapses(
         discovery_share: share of the sentences in the discovery half. discovery: or the half itself, positive sentences first.
         adjust_length: take out what sentence length (and its logarithm) explains within the classes.
         n_shuffles: labellings in the control; its smallest p is 1 / (n_shuffles + 1). n_bootstrap: resamples of the intervals.
+        rivals: False leaves out neurons and probes.
         features: functions of the list of all sentences (positive first) that return [sentence] or [sentence, feature]: a dictionary's
             features, say.
         hooks: interventions of the run. progress: called with (fraction, message). cancel: an event that ends the search.
@@ -97,6 +99,7 @@ def find_concept_synapses(
     model = require_bdh(model)
     check_statistic(statistic)
     space = search_space(model, layers, source_heads, target_heads)
+    groups = joined_groups(positive, negative, positive_groups, negative_groups)
     report = Progress(progress, cancel)
     recording = record_sentences(
         model,
@@ -109,7 +112,7 @@ def find_concept_synapses(
     return find_in_recording(
         recording,
         len(positive),
-        groups=joined_groups(positive, negative, positive_groups, negative_groups),
+        groups=groups,
         space=space,
         statistic=statistic,
         k=k,
@@ -119,6 +122,7 @@ def find_concept_synapses(
         adjust_length=adjust_length,
         n_shuffles=n_shuffles,
         n_bootstrap=n_bootstrap,
+        rivals=rivals,
         features=features,
         sentences=[*positive, *negative],
         seed=seed,
@@ -140,6 +144,7 @@ def find_in_recording(
     adjust_length: bool = True,
     n_shuffles: int = 20,
     n_bootstrap: int = 1000,
+    rivals: bool = True,
     features: Mapping[str, Callable[[Sequence[Any]], Any]] | None = None,
     sentences: Sequence[Any] = (),
     seed: int = 0,
@@ -163,26 +168,33 @@ def find_in_recording(
         two_sided=task.two_sided,
         progress=report.part(0, 0.8),
     )
-    candidates, values = validate(recording, task, found[0], statistic, alternative)
-    null = []
-    for number, (row, chance) in enumerate(zip(shuffled, found[1:], strict=True)):
-        report(0.8 + 0.1 * number / len(shuffled), f"validating shuffle {number + 1} of {len(shuffled)}")
-        null.append(_headline(validate(recording, _relabelled(task, row), chance, statistic, alternative)[0]))
+    # every labelling's candidates at once: many are the same
+    pool = {synapse: None for result in found for synapse in result.synapses}
+    place = {synapse: column for column, synapse in enumerate(pool)}
+    report(0.8, f"validating {len(pool)} candidates")
+    raw = synapse_values(recording, list(pool), statistic)
+    columns = [raw[:, [place[synapse] for synapse in result.synapses]] for result in found]
+    candidates, values = validate(columns[0], task, found[0], alternative)
+    null = [
+        _headline(validate(column, _relabelled(task, row), chance, alternative)[0])
+        for row, chance, column in zip(shuffled, found[1:], columns[1:], strict=True)
+    ]
     report(0.9, "fitting rivals")
-    sources, targets = (sorted({pair[end] for pair in space.layers}) for end in (0, 1))
-    rivals = [best_neuron(recording, task, "y", sources), best_neuron(recording, task, "x", targets)]
-    rivals += probes(recording, task, sources, targets)
-    rivals += best_features(features or {}, sentences, task)
+    contest = []
     if candidates:
-        first = Rival("best synapse", str(candidates[0].synapse), space.size(recording, statistic), values[:, 0])
-        rivals.insert(0, first)
+        contest = [Rival("best synapse", str(candidates[0].synapse), space.size(recording, statistic), values[:, 0])]
+    if rivals:
+        sources, targets = (sorted({pair[end] for pair in space.layers}) for end in (0, 1))
+        contest += [best_neuron(recording, task, "y", sources), best_neuron(recording, task, "x", targets)]
+        contest += probes(recording, task, sources, targets)
+    contest += best_features(features or {}, sentences, task)
     weights = bootstrap_weights(
         labels[~task.discovery], _part(groups, ~task.discovery), n_bootstrap, np.random.default_rng([seed, 1])
     )
     report(1.0, "done")
     return ConceptSynapses(
         candidates=candidates,
-        scores=tuple(score(rival, rivals[0], task, alternative, weights) for rival in rivals),
+        scores=tuple(score(rival, contest[0], task, alternative, weights) for rival in contest),
         shuffles=Shuffles.of(_headline(candidates), null),
         searched=space.size(recording, statistic),
         statistic=statistic,
@@ -241,11 +253,8 @@ def make_task(
     return Task(labels, covariates, half, None if groups is None else tuple(groups), alternative == "two-sided")
 
 
-def validate(
-    recording: Recording, task: Task, found: Found, statistic: str, alternative: str
-) -> tuple[tuple[Candidate, ...], Array]:
-    """Score what was found on the validation sentences. Also gives the adjusted statistic [sentence, candidate] of all sentences."""
-    raw = synapse_values(recording, found.synapses, statistic)
+def validate(raw: Array, task: Task, found: Found, alternative: str) -> tuple[tuple[Candidate, ...], Array]:
+    """Score what was found on the validation sentences, from its statistic raw [sentence, candidate]; also gives that adjusted."""
     if not found.synapses:
         return (), raw
     values, held_out = task.adjust(raw), ~task.discovery

@@ -38,7 +38,8 @@ class CausalCheck:
         mean, interval: of `effects`. difference, difference_interval: of effects minus the draws' mean; 95 % bootstrap over sentences,
             or over whole groups.
         p: (1 + draws whose mean effect is at least as large in size) / (1 + draws).
-        match_ratio: median of control / synapse for (strength, reading): 1 is a perfect match.
+        match_ratio: median of control / synapse for (strength, reading): 1 is a perfect match. A synapse that is never read (0) is
+            compared with the least-read control.
     """
 
     synapses: tuple[Synapse, ...]
@@ -299,7 +300,7 @@ def matched_synapses(
             nearest = np.argsort(distance, kind="stable")[:n_draws]
             for draw, number in zip(draws, rng.permutation(nearest), strict=True):
                 draw.append(others[number])
-            ratios.append(theirs[nearest] / np.maximum(values, floor))
+            ratios.append(theirs[nearest] / np.where(values > 0, values, floor))
     medians = np.median(np.concatenate(ratios), 0) if n_draws else (np.nan, np.nan)
     return tuple(tuple(draw) for draw in draws), (float(medians[0]), float(medians[1]))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.parts.positions import rotate
-from probes.bdh.capture import Synapse, checked_layer, neurons_per_head, require_bdh
+from probes.bdh.capture import Synapse, checked_layer, require_bdh
 from probes.bdh.progress import Progress
 from workbench.instrument.errors import suggestion
 
@@ -41,14 +41,14 @@ class Recording:
     Args:
         y, x: by layer, for every sentence [pos, n], n = head · N + neuron. x is the key before rotation.
         resid: by layer, the mean residual stream entering it [sentence, d_model].
-        phases: angle of each rotary pair at positions 1, 2, … [pos, N / 2].
+        rotation: cosine and sine of each rotary pair's angle at positions 1, 2, … [2, pos, N / 2].
         n_heads: heads that n is divided into.
     """
 
     y: dict[int, list[Tensor]]
     x: dict[int, list[Tensor]]
     n_heads: int
-    phases: Tensor
+    rotation: Tensor
     resid: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,11 +60,10 @@ class Recording:
                     raise ValueError(
                         f"{name} of layer {layer} has shapes {shapes[:3]}…; expected [pos, {self.n_neurons}], each sentence's own length."
                     )
-        if max(self.lengths) > len(self.phases) or 2 * self.phases.shape[1] * self.n_heads != self.n_neurons:
-            raise ValueError(
-                f"phases has shape {tuple(self.phases.shape)}; "
-                f"expected [{max(self.lengths)} or more, {self.n_neurons // self.n_heads // 2}]."
-            )
+        pairs = self.n_neurons // self.n_heads // 2
+        shape = tuple(self.rotation.shape)
+        if len(shape) != 3 or shape[0] != 2 or shape[1] < max(self.lengths) or shape[2] != pairs:
+            raise ValueError(f"rotation has shape {shape}; expected [2, {max(self.lengths)} or more, {pairs}].")
 
     @property
     def _any(self) -> list[Tensor]:
@@ -89,8 +88,8 @@ class Recording:
         x = self.x[layer][sentence][:, head * width : (head + 1) * width]
         if statistic == "count":
             return x[None]
-        phases = self.phases[: len(x)].to(x)
-        return torch.stack(rotate(x, phases.cos(), phases.sin(), interleaved=True).unflatten(-1, (-1, 2)).unbind(-1))
+        cosine, sine = self.rotation[:, : len(x)].to(x)
+        return torch.stack(rotate(x, cosine, sine, interleaved=True).unflatten(-1, (-1, 2)).unbind(-1))
 
     def mean_activity(self, activity: str, layer: int) -> Tensor:
         """Mean of x or y over tokens, [sentence, n]."""
@@ -179,11 +178,9 @@ def record_sentences(
                     kept[layer].append(activity.transpose(0, 1).flatten(1).cpu())
                 resid[layer].append(cache[f"blocks.{layer}.hook_resid_pre"][row, 1:length].mean(0).cpu())
     positions = torch.arange(1, max(lengths), device=model.device)[None]
-    cosine, sine = model.weights.rotation(positions)
-    phases = torch.atan2(sine.double(), cosine.double())[0, 0].cpu()
-    assert phases.shape[1] == neurons_per_head(model) // 2
+    rotation = torch.stack([part[0, 0].cpu() for part in model.weights.rotation(positions)])
     means = {layer: torch.stack(rows) for layer, rows in resid.items()}
-    return Recording(y, x, model.config.n_heads, phases, means)
+    return Recording(y, x, model.config.n_heads, rotation, means)
 
 
 def tokenised(model: Any, sentences: Sequence[Any]) -> list[Tensor]:

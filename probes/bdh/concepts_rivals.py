@@ -82,7 +82,7 @@ def linear_probe(name: str, features: Array, task: Task, seed: int = 0) -> Rival
     if groups is not None:
         fewest = min(len(np.unique(groups[labels == value])) for value in (True, False))
     folds = int(min(5, fewest))
-    classifier = LogisticRegression(max_iter=2000)
+    classifier = LogisticRegression(max_iter=2000, tol=1e-6)
     if folds >= 2:
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
         inner = splitter(folds, shuffle=True, random_state=seed)
@@ -130,12 +130,12 @@ def best_features(
     out = []
     for name, function in functions.items():
         values = np.asarray(function(sentences), float)
-        values = values[:, None] if values.ndim == 1 else values
-        if values.ndim != 2 or len(values) != len(sentences) or not np.isfinite(values).all():
+        if values.ndim not in (1, 2) or len(values) != len(sentences) or not np.isfinite(values).all():
             raise ValueError(
                 f"features[{name!r}] returned shape {values.shape}; expected finite numbers [sentence] or [sentence, feature] "
                 f"for {len(sentences)} sentences."
             )
+        values = values[:, None] if values.ndim == 1 else values
         column = task.best(values)
         out.append(Rival(name, f"feature {column}", values.shape[1], task.adjust(values[:, [column]])[:, 0]))
     return out

@@ -12,7 +12,7 @@ from probes.bdh.capture import Synapse, require_bdh
 from probes.bdh.concepts import joined_groups, make_task, search_space, validate
 from probes.bdh.concepts_recording import Recording, check_statistic, record_sentences
 from probes.bdh.concepts_rivals import best_neuron, probes
-from probes.bdh.concepts_search import SearchSpace, search
+from probes.bdh.concepts_search import SearchSpace, search, synapse_values
 from probes.bdh.concepts_statistics import auc
 from probes.bdh.progress import Progress
 from workbench.instrument.html import table
@@ -186,7 +186,7 @@ def _chosen_on(
         k=k,
         two_sided=task.two_sided,
     )[0]
-    _, values = validate(recording, task, found, statistic, alternative)
+    _, values = validate(synapse_values(recording, found.synapses, statistic), task, found, alternative)
     sources, targets = (sorted({pair[end] for pair in space.layers}) for end in (0, 1))
     rivals = [best_neuron(recording, task, "y", sources), best_neuron(recording, task, "x", targets)]
     rivals += probes(recording, task, sources, targets)

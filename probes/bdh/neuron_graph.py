@@ -163,7 +163,12 @@ def graph_of(
     if len(given) != 1:
         raise ValueError(f"Thresholds given: {given or 'none'}. Expected exactly one of edges, mean_degree, noise.")
     if noise is not None:
-        threshold = noise * distribution(product).sigma_q
+        sigma_q = distribution(product).sigma_q
+        if not sigma_q:
+            raise ValueError(
+                "noise needs entries of both signs, and these have one (strengths and counts do). Expected edges or mean_degree."
+            )
+        threshold = noise * sigma_q
         found = above(product, threshold, sign)
     else:
         nodes = n_neurons * (1 if source_head == target_head else 2)
@@ -261,10 +266,6 @@ def state_graph(
         raise ValueError(
             f"Unknown view {view!r}.{suggestion(view, STATE_VIEWS)} Expected one of {', '.join(STATE_VIEWS)}."
         )
-    if view == "strength" and noise is not None:
-        raise ValueError(
-            "noise needs entries of both signs, and strengths have one. Expected edges or mean_degree, or view='fixed'."
-        )
     checked_layer(model, target_layer, "target_layer", first=1)
     source_layer = target_layer - 1 if source_layer is None else source_layer
     if not 0 <= source_layer < target_layer:
@@ -360,7 +361,7 @@ def weight_distribution(
 class HeadPair:
     """One pair of heads in the census. positive_tail, negative_tail: entries beyond ± `noise` σ_Q.
 
-    has_positive_tail: the positive tail is at least twice the negative one. A head without one is what the paper calls inhibitory.
+    A head without a positive tail is what the paper calls inhibitory.
     """
 
     source_head: int

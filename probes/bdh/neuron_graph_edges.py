@@ -69,14 +69,6 @@ class Product:
                 kept = torch.ones_like(values, dtype=torch.bool)
             yield rows, values, kept
 
-    def size(self) -> int:
-        """Number of entries that are not left out."""
-        return sum(int(kept.sum()) for _, _, kept in self.blocks()) if self.left_out == "half" else self._size()
-
-    def _size(self) -> int:
-        sources, targets = self.shape
-        return sources * targets - (targets if self.left_out == "self" else 0)
-
 
 @dataclass(frozen=True)
 class Edges:
