@@ -65,6 +65,12 @@ def cases() -> dict[str, Any]:
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
     found["float32 strided heads"] = errors(inputs, *kernel(Inputs(q, k, v, *inputs.tensors()[3:])))
 
+    # BDH: the query is the key, positive and sparse; one value for all heads; reads of the strict past; a state much taller than wide.
+    for decay, initial in (("none", False), ("constant", True)):
+        bdh = make_inputs(decay, initial=initial, shared=True, pos=70, state_k=200, state_v=20).to(torch.float32)
+        bdh.q = bdh.k = bdh.q.clamp(min=0)
+        found[f"float32 BDH decay={decay} initial={initial}"] = errors(bdh, *kernel(bdh, strict=True), strict=True)
+
     narrow = make_inputs("scalar", write=True, initial=True, **SHAPES[1]).to(torch.bfloat16)  # type: ignore[arg-type]
     found["bfloat16 in two row tiles"] = errors(narrow, *kernel(narrow))
 
