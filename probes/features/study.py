@@ -1,0 +1,187 @@
+"""From a model to features in one call: harvest, train, evaluate against a control, and read the strongest features.
+
+    found = find_features(model, "blocks.2.hook_resid_post", text, TopK(n_features=1024, k=16), folder)
+    found.evaluation, found.recovery, found.control
+
+The control is the same dictionary trained on the same site of the same architecture at random weights. What a dictionary finds there comes
+from the text and the architecture, not from training; numbers that do not beat it say nothing about what the model has learned.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probes.features.contexts import FeatureContexts, feature_contexts
+from probes.features.dictionaries import Dictionary, DictionaryConfig
+from probes.features.evaluation import Evaluation, Recovery, evaluate, recovered
+from probes.features.training import FeatureTraining, train_dictionary
+from workbench.lab.activation_store import ActivationStore, Site, harvest, sequences_of
+from workbench.lab.checkpoints import write_json
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass
+class FoundFeatures:
+    """What `find_features` leaves: in memory, and in its folder (activations, dictionary, `features.json`)."""
+
+    model: str
+    site: Site
+    dictionary: Dictionary
+    store: ActivationStore
+    tokens: Tensor  # [sequence, pos], what the store was harvested from
+    evaluation: Evaluation  # on held-out rows
+    recovery: Recovery | None  # on held-out sequences; None for states, which are read at some positions only
+    control: Evaluation | None  # the same on the model at random weights
+    features: list[FeatureContexts] = field(default_factory=list)
+    directions_to_tokens: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Measures and contexts as plain data."""
+        return {
+            "model": self.model,
+            "site": self.site.name,
+            "evaluation": _without_density(self.evaluation),
+            "recovery": None if self.recovery is None else self.recovery.to_json(),
+            "control": None if self.control is None else _without_density(self.control),
+            "features": [
+                {
+                    "feature": f.feature,
+                    "density": f.density,
+                    "largest": f.largest,
+                    "top": [c.__dict__ for c in f.top],
+                    "bands": [[c.__dict__ for c in band] for band in f.bands],
+                    "promotes": self.directions_to_tokens.get(f.feature, []),
+                }
+                for f in self.features
+            ],
+        }
+
+
+def find_features(
+    model: Any,
+    site: Site | str,
+    text: bytes | Tensor,
+    config: DictionaryConfig,
+    folder: str | Path,
+    *,
+    training: FeatureTraining | None = None,
+    random_twin: Any = None,
+    context: int = 128,
+    sequences: int | None = 400,
+    n_features: int = 20,
+    progress: Progress | None = None,
+    cancel: Event | None = None,
+) -> FoundFeatures:
+    """Harvest a site, train a dictionary, measure it on held-out text, and collect contexts of its most used features.
+
+    Args:
+        text: bytes or token ids [pos]; the last tenth of its sequences is held out. context, sequences: how it is cut.
+        random_twin: the same architecture at random weights, for the control (None: no control).
+        n_features: how many features get contexts: spread evenly over those that fire, by how often they do.
+        folder: everything goes there; a call that was stopped continues.
+
+    Raises:
+        ValueError: too little text. InterruptedError: `cancel` was set; what is done so far stays in the folder.
+    """
+    site = Site(site) if isinstance(site, str) else site
+    folder = Path(folder)
+    tokens = sequences_of(text, context, sequences)
+    held = max(1, len(tokens) // 10)
+    if len(tokens) < 10:
+        raise ValueError(f"The text gives {len(tokens)} sequences of {context} tokens; expected at least 10.")
+    learn, check = tokens[:-held], tokens[-held:]
+    step = _Steps(progress, cancel)
+    store, dictionary, measured = _fit(model, site, learn, check, config, training, folder, step, (0.0, 0.6))
+    control = None
+    if random_twin is not None:
+        _, _, control = _fit(random_twin, site, learn, check, config, training, folder / "control", step, (0.6, 0.85))
+    recovery = None
+    if site.every == 1:
+        recovery = recovered(model, check, site.point, dictionary, head=site.head)
+    step(0.9, "contexts")
+    firing = measured.density.argsort(descending=True)[: int((measured.density > 0).sum())]
+    picked = firing[torch.linspace(0, max(len(firing) - 1, 0), min(n_features, len(firing))).round().long()].tolist()
+    contexts = feature_contexts(store, site.name, dictionary, learn, picked, cancel=cancel) if picked else []
+    found = FoundFeatures(
+        getattr(model, "name", type(model).__name__), site, dictionary, store, learn, measured, recovery, control, contexts,
+        _promoted(model, site, dictionary, picked),
+    )  # fmt: skip
+    write_json(folder / "features.json", _finite(found.to_json()))
+    step(1.0, "done")
+    return found
+
+
+def _fit(
+    model: Any, site: Site, learn: Tensor, check: Tensor, config: DictionaryConfig, training: FeatureTraining | None,
+    folder: Path, step: "_Steps", span: tuple[float, float],
+) -> tuple[ActivationStore, Dictionary, Evaluation]:  # fmt: skip
+    low, high = span
+    third = (high - low) / 3
+    store = harvest(
+        model, learn, [site], folder / "activations", progress=step.part(low, low + third), cancel=step.cancel
+    )
+    held = harvest(model, check, [site], folder / "held-out", cancel=step.cancel)
+    step.check()
+    training = training or FeatureTraining()
+    training = replace(training, batch_size=min(training.batch_size, len(store)))  # a short text is one batch
+    trained = train_dictionary(
+        store, site.name, config, training, out=folder / "dictionary",
+        progress=step.part(low + third, high), cancel=step.cancel,
+    )  # fmt: skip
+    step.check()
+    return store, trained.dictionary, evaluate(trained.dictionary, held.rows(site.name))
+
+
+def _promoted(
+    model: Any, site: Site, dictionary: Dictionary, features: list[int], k: int = 8
+) -> dict[int, list[tuple[int, float]]]:
+    """Tokens whose logits a feature's direction raises most, through the unembedding alone: for sites of the residual stream's width."""
+    weights = getattr(model, "W_U", None)
+    if weights is None or site.head is not None or weights.shape[0] != dictionary.d_out:
+        return {}
+    with torch.no_grad():
+        logits = dictionary.directions[features] @ weights
+        best = (logits - logits.mean(-1, keepdim=True)).topk(min(k, logits.shape[-1]), dim=-1)
+    return {
+        f: list(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)) for i, f in enumerate(features)
+    }
+
+
+class _Steps:
+    """Progress of one part mapped into the whole, and the check for cancelling."""
+
+    def __init__(self, progress: Progress | None, cancel: Event | None) -> None:
+        self.progress, self.cancel = progress, cancel
+
+    def __call__(self, fraction: float, message: str) -> None:
+        self.check()
+        if self.progress is not None:
+            self.progress(fraction, message)
+
+    def part(self, low: float, high: float) -> Progress:
+        return lambda fraction, message: self(low + fraction * (high - low), message)
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise InterruptedError(
+                "Cancelled; what is done so far stays in the folder and is continued by the same call."
+            )
+
+
+def _without_density(evaluation: Evaluation) -> dict[str, Any]:
+    return {name: value for name, value in evaluation.to_json().items() if name != "density"}
+
+
+def _finite(content: Any) -> Any:
+    """nan (a position without a row) as null: JSON has no nan."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and content != content else content
