@@ -24,7 +24,7 @@ def has_matrix_state(scene: Scene) -> bool:
     layer, run = scene.layer, scene.run
     if layer is None or run is None:
         return False
-    if layer.get("form") == "gated_linear":
+    if layer.get("form") in ("gated_linear", "delta"):
         return run.has(f"layer.{layer['layer']}.value")
     return layer.get("form") == "dense" and run.has(f"layer.{layer['layer']}.states")
 
@@ -159,7 +159,11 @@ class Spectrum(Panel):
         return ["rank", "singular value"], ([str(i + 1), float(v)] for i, v in enumerate(self.values(scene)))
 
     def facts(self, scene: Scene) -> list[str]:
-        return [*head_words(scene), f"after token {token_label(scene.tokens, scene.position)}", rank_words(self.values(scene))]
+        return [
+            *head_words(scene),
+            f"after token {token_label(scene.tokens, scene.position)}",
+            rank_words(self.values(scene)),
+        ]
 
     def snippet_body(self, scene: Scene) -> str:
         return f"values = factors.state_spectrum({scene.view.head}, {scene.position})"
@@ -180,7 +184,9 @@ class StateNorms(Panel):
         if run.has(name):
             return np.asarray(run.array(name))
         heads = range(scene.heads_per_layer[scene.view.layer])
-        return scene.once("norms", scene.view.layer, make=lambda: np.stack([scene.factors().state_norms(h) for h in heads]))
+        return scene.once(
+            "norms", scene.view.layer, make=lambda: np.stack([scene.factors().state_norms(h) for h in heads])
+        )
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return state_norms(self.values(scene), scene.tokens, scene.view.head, theme, panel=self.id)
@@ -213,8 +219,11 @@ class Retention(PicturePanel):
         self.check(scene)
         run, name = scene.opened(), f"layer.{scene.view.layer}.log_decay"
         if not run.has(name):
-            raise NothingToShow("Nothing is forgotten", "This layer has no decay: what was written stays at full strength.")
-        return np.exp(run.array(name))
+            raise NothingToShow(
+                "Nothing is forgotten", "This layer has no decay: what was written stays at full strength."
+            )
+        kept = np.exp(run.array(name))
+        return kept if kept.ndim == 2 else kept.mean(-1)  # one per row of the state: their mean
 
     def shape(self, scene: Scene) -> tuple[int, int]:
         rows, columns = self._kept(scene).shape
@@ -241,12 +250,15 @@ class Retention(PicturePanel):
     def facts(self, scene: Scene) -> list[str]:
         kept = self._kept(scene)
         facts = [head_words(scene)[0], f"from {number(float(kept.min()))} to {number(float(kept.max()))}"]
+        if scene.opened().array(f"layer.{scene.view.layer}.log_decay").ndim == 3:
+            facts.append("mean over the rows of the state, which fade at rates of their own")
         if np.ptp(kept, axis=1).max() < 1e-6:
             facts.append("constant: this layer forgets at a fixed rate per head")
         return facts
 
     def snippet_body(self, scene: Scene) -> str:
-        return f'values = np.exp(run.array("layer.{scene.view.layer}.log_decay"))  # head, pos'
+        each = ".mean(-1)" if scene.opened().array(f"layer.{scene.view.layer}.log_decay").ndim == 3 else ""
+        return f'values = np.exp(run.array("layer.{scene.view.layer}.log_decay")){each}  # head, pos'
 
 
 class Signals(Panel):
@@ -273,7 +285,9 @@ class Signals(Panel):
         self.check(scene)
         named = self._named(scene)
         if not named:
-            raise NothingToShow("No other signals", "This layer writes every token with the same strength and has no gates.")
+            raise NothingToShow(
+                "No other signals", "This layer writes every token with the same strength and has no gates."
+            )
         return np.stack([scene.opened().array(name)[scene.view.head] for _, name in named])
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:

@@ -1,13 +1,14 @@
-"""`LinearCore`: the hooked form of the gated linear attention kernel, shared by BDH, retention, Mamba-2 and every mixer linear in v.
+"""`LinearCore`: the hooked form of the gated linear attention kernel, shared by BDH, retention, Mamba-2, GLA and GateLoop.
 
-    S_t = exp(log_decay_t) S_{t−1} + write_t k_t v_tᵀ        hook_state[t], after token t is read and written
+    S_t = diag(exp(log_decay_t)) S_{t−1} + write_t k_t v_tᵀ  hook_state[t], after token t is read and written
     o_t = scale · q_tᵀ S_t   (strict: exp(log_decay_t) S_{t−1})
-    α_ij = scale · q_i·k_j write_j exp(G_i − G_j)             hook_pattern: o = α v exactly
+    α_ij = scale · Σ_d q_id k_jd exp(G_id − G_jd) write_j     hook_pattern: o = α v exactly; G = cumsum(log_decay)
 
 Nothing of size query × key or position × state exists unless somebody watches it. An edited pattern changes the output by
 (edited − true) v and leaves the state alone; an edited state changes every later output.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,19 +52,16 @@ class LinearCore(nn.Module):
         """Mix values and update the state. Padding neither writes nor lets time pass.
 
         Args:
-            q, k: [batch, head, pos, state_k]. v: [batch, head or 1, pos, state_v]. log_decay: [head] or [batch, head, pos].
+            q, k: [batch, head, pos, state_k]. v: [batch, head or 1, pos, state_v]. log_decay: [head], [batch, head, pos] or, with a
+                decay for every row of the state, [batch, head, pos, state_k].
             write: [batch, head, pos].
             state: from an earlier call, [batch, head, state_k, state_v].
 
         Returns:
             output [batch, head, pos, state_v] and the state after the last token.
         """
-        batch, heads, length = q.shape[:3]
-        if context.mask is not None:
-            real = context.mask[:, None, :].to(q.dtype)
-            write = (real if write is None else write * real).expand(batch, heads, length)
-            if log_decay is not None:
-                log_decay = (log_decay[None, :, None] if log_decay.dim() == 1 else log_decay) * real
+        length = q.shape[2]
+        write, log_decay = without_padding(context, q, write, log_decay)
         stops: list[int] | None = None
         if self.hook_state.active:
             stops = self.hook_state.stops(context.offset, length)
@@ -81,13 +79,36 @@ class LinearCore(nn.Module):
             stops=stops or None,
             on_state=(lambda t, s: self.hook_state.at(context.offset + t, s)) if stops else None,
         )
-        if self.hook_pattern.active:
-            refuse_continued(self.hook_pattern, context)
-            pattern = effective_pattern(q, k, log_decay=log_decay, write=write, scale=self.scale, strict=self.strict)
-            edited = self.hook_pattern(pattern)
-            if edited is not pattern:  # patterns of 16-bit inputs are float32
-                output = output + ((edited - pattern) @ v.to(pattern.dtype)).to(output.dtype)
-        return output, final
+        options: dict[str, Any] = {"log_decay": log_decay, "write": write, "scale": self.scale, "strict": self.strict}
+        return watched(self.hook_pattern, context, output, v, lambda: effective_pattern(q, k, **options)), final
+
+
+def without_padding(
+    context: Context, q: Tensor, write: Tensor | None, log_decay: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write weights and decays for q [batch, head, pos, ...] with which padding neither writes nor lets time pass."""
+    if context.mask is None:
+        return write, log_decay
+    real = context.mask[:, None, :].to(q.dtype)
+    write = (real if write is None else write * real).expand(q.shape[:3])
+    if log_decay is not None:
+        each = log_decay[None, :, None] if log_decay.dim() == 1 else log_decay
+        log_decay = each * (real[..., None] if each.dim() == 4 else real)
+    return write, log_decay
+
+
+def watched(
+    point: HookPoint, context: Context, output: Tensor, values: Tensor, pattern: Callable[[], Tensor]
+) -> Tensor:
+    """The mixer's output once its pattern, computed only if somebody watches, was read or edited: plus (edited − true) · values."""
+    if not point.active:
+        return output
+    refuse_continued(point, context)
+    true = pattern()
+    edited = point(true)
+    if edited is true:
+        return output
+    return output + ((edited - true) @ values.to(true.dtype)).to(output.dtype)  # patterns of 16-bit inputs are float32
 
 
 def refuse_continued(pattern: HookPoint, context: Context) -> None:
@@ -110,13 +131,25 @@ def inverse_softplus(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
+def initial_steps(count: int, smallest: float, largest: float) -> Tensor:
+    """Biases whose softplus is log-uniform in [smallest, largest]: Mamba's initial step sizes. [count]."""
+    low, high = torch.log(torch.tensor(smallest)), torch.log(torch.tensor(largest))
+    return inverse_softplus(torch.exp(low + (high - low) * torch.rand(count)))
+
+
 def linear_record(
-    kind: str, core: LinearCore, n_heads: int, n_key_heads: int, n_value_heads: int, state: tuple[int, int, int]
+    kind: str,
+    core: Any,
+    n_heads: int,
+    n_key_heads: int,
+    n_value_heads: int,
+    state: tuple[int, int, int],
+    form: str = "gated_linear",
 ) -> dict[str, Any]:
-    """The layer record (run manifest) of any mixer on the linear core. `state` is (head, state_k, state_v)."""
+    """The layer record (run manifest) of any mixer with a matrix state. `state` is (head, state_k, state_v); `form`: how runs store it."""
     return {
         "kind": kind,
-        "form": "gated_linear",
+        "form": form,
         "n_heads": n_heads,
         "n_key_heads": n_key_heads,
         "n_value_heads": n_value_heads,

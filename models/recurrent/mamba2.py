@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from models.context import Context
 from models.mixers import register_mixer
-from models.recurrent.linear_core import LinearCore, grouped, inverse_softplus, linear_record
+from models.parts.short_convolution import causal_convolution
+from models.recurrent.linear_core import LinearCore, grouped, initial_steps, linear_record
 from workbench.instrument.hook_points import HookPoint
 
 
@@ -92,8 +93,7 @@ class Mamba2(nn.Module):
         with torch.no_grad():
             bound = config.d_conv**-0.5
             self.conv.uniform_(-bound, bound)
-            low, high = torch.log(torch.tensor(config.dt_min)), torch.log(torch.tensor(config.dt_max))
-            self.dt_bias.copy_(inverse_softplus(torch.exp(low + (high - low) * torch.rand(self.n_heads))))
+            self.dt_bias.copy_(initial_steps(self.n_heads, config.dt_min, config.dt_max))
             self.A_log.copy_(torch.log(1 + (config.a_max - 1) * torch.rand(self.n_heads)))
 
     def forward(
@@ -102,7 +102,8 @@ class Mamba2(nn.Module):
         """u [batch, pos, d_model]. Carries the core's `state` and `conv`, the last inputs [batch, d_conv − 1, channel]."""
         config, length = self.config, u.shape[1]
         z, xbc, dt = self.input(u).split([self.d_inner, sum(self.widths), self.n_heads], dim=-1)
-        xbc, window = self._convolve(xbc, context, carried)
+        before = None if carried is None else carried["conv"]
+        xbc, window = causal_convolution(xbc, self.conv, self.conv_bias, context, before)
         x, b, c = self.hook_conv(F.silu(xbc)).split(self.widths, dim=-1)
         q = self.hook_q(c.unflatten(-1, (config.n_groups, config.d_state)))
         k = self.hook_k(b.unflatten(-1, (config.n_groups, config.d_state)))
@@ -130,30 +131,6 @@ class Mamba2(nn.Module):
     def core_arguments(self, u: Tensor) -> dict[str, Tensor]:
         """What the core is given besides, from the layer's input [batch, pos, d_model]; nothing here."""
         return {}
-
-    def _convolve(self, x: Tensor, context: Context, carried: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Depthwise causal convolution over real tokens only. [batch, pos, channel] -> same, and the last d_conv − 1 inputs.
-
-        Padding must leave no trace, so it is taken out of the convolution's sight: real tokens are gathered to the right end first.
-        """
-        taps = self.config.d_conv
-        before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if carried is None else carried["conv"]
-        order = None
-        if context.mask is not None:
-            x = x * context.mask[..., None]
-            order = context.mask.to(torch.int8).argsort(dim=1, stable=True)  # padding first, then real tokens in order
-            x = x.gather(1, order[..., None].expand_as(x))
-            # what was read earlier must stand directly before the first real token
-            pads = (~context.mask).sum(1)
-            padded = torch.cat([before, x], dim=1)
-            shift = torch.arange(taps - 1, device=x.device)[None] + pads[:, None]
-            padded = padded.scatter(1, shift[..., None].expand(-1, -1, x.shape[2]), before)
-        else:
-            padded = torch.cat([before, x], dim=1)
-        y = F.conv1d(padded.transpose(1, 2), self.conv[:, None], self.conv_bias, groups=x.shape[2]).transpose(1, 2)
-        if order is not None:
-            y = torch.zeros_like(y).scatter(1, order[..., None].expand_as(y), y)
-        return y, padded[:, -(taps - 1) :] if taps > 1 else before
 
     @property
     def factor_points(self) -> dict[str, HookPoint]:

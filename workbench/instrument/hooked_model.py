@@ -421,16 +421,17 @@ class HookedModel(nn.Module):
         _, cache = self.run_with_cache(tokens, names=names, positions=wanted, **kwargs)
         return StateReading(wanted, cache.by_role("state"))
 
-    def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, int, int]], **kwargs: Any) -> Tensor:
+    def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, ...]], **kwargs: Any) -> Tensor:
         """Chosen entries `(head, i, j)` of one layer's state after every token, exactly, in O(tokens x entries) time and memory.
 
         Returns:
             [batch, pos, entry].
         """
-        from kernels.gated_linear_attention import trace_entries
+        from kernels import delta_rule, gated_linear_attention
 
         self._require_state("trace")
-        if self.mixers[range(self.n_layers)[layer]].describe()["form"] != "gated_linear":
+        form = self.mixers[range(self.n_layers)[layer]].describe()["form"]
+        if form not in ("gated_linear", "delta"):
             return self._watch_entries(tokens, range(self.n_layers)[layer], entries, **kwargs)
         factors = self.state_factors(tokens, layer, **kwargs)
         n_heads, size_k, size_v = factors["key"].shape[1], factors["key"].shape[3], factors["value"].shape[3]
@@ -439,13 +440,11 @@ class HookedModel(nn.Module):
                 raise HookError(
                     f"State entry {(head, i, j)} is outside (head, state_k, state_v) = {(n_heads, size_k, size_v)} of layer {layer}."
                 )
-        return trace_entries(
-            factors["key"],
-            factors["value"],
-            list(entries),
-            log_decay=factors.get("log_decay"),
-            write=factors.get("write"),
-        )
+        key, value, decay = factors["key"], factors["value"], factors.get("log_decay")
+        if form == "delta":
+            return delta_rule.trace_entries(key, value, factors["write"], list(entries), log_decay=decay)
+        write = factors.get("write")
+        return gated_linear_attention.trace_entries(key, value, list(entries), log_decay=decay, write=write)
 
     def _watch_entries(self, tokens: Any, layer: int, entries: Sequence[tuple[int, ...]], **kwargs: Any) -> Tensor:
         """`trace_state` by reading the state after every token, for states that no factors determine."""

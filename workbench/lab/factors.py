@@ -11,6 +11,7 @@ stored states of a dense layer, or the key-value cache of a softmax layer. numpy
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,10 @@ class StateEntry(NamedTuple):
 class LayerFactors(PatternFactors):
     """Everything about one layer that its factors tell. Made like `PatternFactors`, usually by `from_run`."""
 
+    def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray], length: int | None = None):
+        super().__init__(layer, arrays, length)
+        self._delta_states: dict[int, LinearState] = {}
+
     def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
         """What a trace run stores beside the factors, as float32.
 
@@ -40,7 +45,7 @@ class LayerFactors(PatternFactors):
         pos].
         """
         collected = super().summaries(size) if self.whole else {}
-        if (self.form == "gated_linear" and "value" in self._arrays) or (
+        if (self.form in ("gated_linear", "delta") and "value" in self._arrays) or (
             self.form == "dense" and "states" in self._arrays
         ):
             collected["state_norm"] = np.stack([self.state_norms(head) for head in range(self.n_heads)])
@@ -123,6 +128,13 @@ class LayerFactors(PatternFactors):
         return self._cached("value", head, position)
 
     def _linear_state(self, head: int) -> LinearState:
+        """The state of a gated linear head; or of a delta-rule head, which is one that writes its pseudo-values."""
+        if self.form == "delta":
+            if head not in self._delta_states:
+                written = self._delta(head).pseudo_values(self._of("value", head))
+                log_decay = self._of("log_decay", head) if "log_decay" in self._arrays else None
+                self._delta_states[head] = LinearState(self._of("key", head), written, None, log_decay)
+            return self._delta_states[head]
         write, log_decay = (self._of(name, head) if name in self._arrays else None for name in ("write", "log_decay"))
         return LinearState(self._of("key", head), self._of("value", head), write, log_decay)
 
@@ -137,7 +149,7 @@ class LayerFactors(PatternFactors):
 
     def _state(self, head: int, position: int) -> np.ndarray:
         self._need_state()
-        if self.form == "gated_linear":
+        if self.form != "dense":
             return self._linear_state(head).at(position)
         stored = self._stored_positions()
         place = np.flatnonzero(stored == position)

@@ -49,7 +49,8 @@ def add_layer_arrays(
 def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
     if name.partition(".")[0] == "states":
         return ("head", "stored", "state_k", "state_v")[: array.ndim]
-    return FACTOR_AXES.get(name, ("head", "pos"))
+    axes = FACTOR_AXES.get(name, ("head", "pos"))
+    return (*axes, "state_k") if name == "log_decay" and array.ndim == 3 else axes
 
 
 def log_normaliser(record: dict[str, Any], query: np.ndarray, key: np.ndarray, block: int = 256) -> np.ndarray:

@@ -3,14 +3,17 @@
     S_t = exp(g_t) S_{t-1} + w_t k_t v_tᵀ                       (recurrence; g = log decay, w = write weight)
         = Σ_{τ≤t} exp(G_t − G_τ) w_τ k_τ v_τᵀ,   G = cumsum(g)  (closed form)
 
-with S_t of shape [state_k, state_v]. Any position, any entry over time and the norms over time follow without storing
-positions × state. Arithmetic is float64. Decays are taken as differences of cumulative sums and masked before the
-exponential, so no exponent is ever positive and nothing overflows, however fast the state decays.
+with S_t of shape [state_k, state_v]; the decay is one number per token, or one per token and row of the state.
+Any position, any entry over time and the norms over time follow without storing positions × state. Arithmetic is
+float64. Decays are taken as differences of cumulative sums and masked before the exponential, so no exponent is ever
+positive and nothing overflows, however fast the state decays.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from workbench.lab.vector_decay import ChannelDecay
 
 CHUNK = 64
 BLOCK = 1024
@@ -48,8 +51,8 @@ class CumulativeDecay:
 class LinearState:
     """State of one head.
 
-    `key` [pos, state_k], `value` [pos, state_v]; `write` [pos] (absent = 1); `log_decay` [pos] (absent = no
-    decay).
+    `key` [pos, state_k], `value` [pos, state_v]; `write` [pos] (absent = 1); `log_decay` [pos] or [pos, state_k]
+    (absent = no decay).
     """
 
     def __init__(
@@ -63,7 +66,11 @@ class LinearState:
         self.length = len(key)
         self._write = np.ones(self.length) if write is None else np.asarray(write, dtype=np.float64)
         self._log_decay = np.zeros(self.length) if log_decay is None else np.asarray(log_decay, dtype=np.float64)
-        self._decay = CumulativeDecay(self._log_decay)
+        self._by_row = self._log_decay.ndim == 2
+        if self._by_row:
+            self._rows = ChannelDecay(self._log_decay)
+        else:
+            self._decay = CumulativeDecay(self._log_decay)
 
     def at(self, position: int) -> np.ndarray:
         """S after token `position`: float64 [state_k, state_v]."""
@@ -72,7 +79,7 @@ class LinearState:
         for start in range(0, position + 1, BLOCK):
             block = slice(start, min(start + BLOCK, position + 1))
             if weight[block].any():
-                state += (self._keys(block) * weight[block, None]).T @ self._values(block)
+                state += (self._keys(block) * weight[block]).T @ self._values(block)
         return state
 
     def entry(self, i: int, j: int) -> np.ndarray:
@@ -81,7 +88,8 @@ class LinearState:
         if not self._log_decay.any():
             return np.cumsum(written)
         trace, current = [], 0.0
-        for decay, update in zip(np.exp(self._log_decay).tolist(), written.tolist(), strict=True):
+        own = self._log_decay[:, i] if self._by_row else self._log_decay
+        for decay, update in zip(np.exp(own).tolist(), written.tolist(), strict=True):
             current = decay * current + update
             trace.append(current)
         return np.array(trace)
@@ -90,8 +98,11 @@ class LinearState:
         """Frobenius norm of S after every token: float64 [pos]. O(pos · state_k · state_v), one state in memory.
 
         Within a chunk the squared norm is the carried part, twice the overlap, and a Gram term of the chunk's own
-        writes. Where writes cancel, the result is good to about 1e-8 of the largest norm in the chunk.
+        writes. Where writes cancel, the result is good to about 1e-8 of the largest norm in the chunk. With a decay per
+        row the state is stepped from token to token.
         """
+        if self._by_row:
+            return self._stepped_norms()
         squares = np.empty(self.length)
         carried = np.zeros((self.key.shape[1], self.value.shape[1]))
         for start in range(0, self.length, CHUNK):
@@ -107,9 +118,24 @@ class LinearState:
             carried = fading[-1] * carried + (keys * within[-1][:, None]).T @ values
         return np.sqrt(np.maximum(squares, 0.0))
 
+    def _stepped_norms(self) -> np.ndarray:
+        norms = np.empty(self.length)
+        state, kept = np.zeros((self.key.shape[1], self.value.shape[1])), np.exp(self._log_decay)
+        for start in range(0, self.length, BLOCK):
+            block = slice(start, min(start + BLOCK, self.length))
+            keys, values = self._keys(block) * self._write[block, None], self._values(block)
+            for step in range(len(keys)):
+                state *= kept[start + step][:, None]
+                state += keys[step][:, None] * values[step]
+                norms[start + step] = np.sqrt(np.einsum("ij,ij", state, state))
+        return norms
+
     def _weights(self, position: int) -> np.ndarray:
-        sources = np.arange(position + 1)
-        return np.exp(self._decay.log_between(np.array([position]), sources)[0]) * self._write[: position + 1]
+        """What the write of each token up to `position` still counts: [token, 1], or [token, state_k]."""
+        sources, written = np.arange(position + 1), self._write[: position + 1, None]
+        if self._by_row:
+            return self._rows.since(position, sources) * written
+        return np.exp(self._decay.log_between(np.array([position]), sources)[0])[:, None] * written
 
     def _keys(self, block: slice) -> np.ndarray:
         return np.asarray(self.key[block], dtype=np.float64)

@@ -5,7 +5,8 @@ module computes any tile, row, statistic or pooled picture of the pattern of a h
 tokens in the memory of a few tiles:
 
     softmax       α_ij = exp(scale · q_i·k_j − alibi_h · |i−j| − log_normaliser_i)      j ≤ i, within the window
-    gated_linear  α_ij = scale · q_i·k_j · write_j · exp(G_i − G_j)                     j ≤ i, or j < i when strict
+    gated_linear  α_ij = scale · Σ_d q_id k_jd exp(G_id − G_jd) · write_j               j ≤ i, or j < i when strict
+    delta         α = M (I + L)⁻¹ diag(write), as in `delta_rule`                       j ≤ i
     dense         α_ij as stored: whole, or some rows of it, or nothing but the overview of the run
 
 A window of w lets token i see j with i − j < w. With `pattern.causal` false (softmax only) every token sees every
@@ -16,14 +17,16 @@ n_heads⌋, and likewise for values. Arithmetic is float64, results are float32.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from workbench.lab.delta_rule import DeltaRule
 from workbench.lab.linear_state import CumulativeDecay
 from workbench.lab.pooling import StreamingPool
 from workbench.lab.run_folder import Run
 from workbench.lab.run_format import OVERVIEW_SIZE, check_layer
+from workbench.lab.vector_decay import ChannelDecay
 
 # A tile of float64 that, with its scores and mask, stays in a processor's second-level cache.
 TILE_ROWS, TILE_COLUMNS = 256, 512
@@ -36,6 +39,7 @@ FACTORS = (
 NEEDED = {
     "softmax": ("query", "key", "log_normaliser"),
     "gated_linear": ("query", "key"),
+    "delta": ("query", "key", "write"),
     "dense": (),
 }
 
@@ -50,9 +54,10 @@ class PatternFactors:
     """The factors of one layer.
 
     `layer` is its record of the run contract, `arrays` holds its factors by their short names: query, key, value
-    [head, pos, width]; log_normaliser, log_decay, write [head, pos]; pattern [head, query, key], or pattern_rows
-    [head, stored, key] with row_positions [stored]; states [head, stored, state_k, state_v] with state_positions
-    [stored] (absent = every position). `length` is the number of tokens, needed where no array tells it.
+    [head, pos, width]; log_normaliser, log_decay, write [head, pos], log_decay also [head, pos, width]; pattern
+    [head, query, key], or pattern_rows [head, stored, key] with row_positions [stored]; states [head, stored,
+    state_k, state_v] with state_positions [stored] (absent = every position). `length` is the number of tokens,
+    needed where no array tells it.
     """
 
     def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray], length: int | None = None):
@@ -72,7 +77,9 @@ class PatternFactors:
         self.pattern_record: dict = layer.get("pattern") or {}
         self.causal = bool(self.pattern_record.get("causal", True))
         self._arrays = {name: arrays[name] for name in FACTORS if name in arrays}
-        self._decays: dict[int, CumulativeDecay] = {}
+        self._decays: dict[int, Any] = {}
+        self._rules: dict[int, DeltaRule] = {}
+        self._band: tuple[int, np.ndarray, np.ndarray] | None = None
         self._check(length)
 
     @classmethod
@@ -100,14 +107,20 @@ class PatternFactors:
             if name in ("states", "state_positions", "pattern_rows", "row_positions"):
                 continue
             axes = 2 if name in ("log_normaliser", "log_decay", "write") else 3
+            if name == "log_decay" and array.ndim == 3 and array.shape[2] == self._arrays["key"].shape[2]:
+                axes = 3  # one for every row of the state
             if array.ndim != axes or array.shape[1] != self.length or self.n_heads % max(array.shape[0], 1):
                 raise FactorError(
                     f"{where}: factor {name} has shape {array.shape}, expected {axes} axes: head (a divisor of "
                     f"{self.n_heads}), pos ({self.length}){', width' if axes == 3 else ''}"
                 )
         extras = self.window is not None or self.alibi_slopes is not None or not self.causal
-        if self.form == "gated_linear" and extras:
-            raise FactorError(f"{where}: a gated linear layer has no window, no ALiBi slopes and is causal")
+        if self.form in ("gated_linear", "delta") and extras:
+            raise FactorError(
+                f"{where}: a {self.form.replace('_', ' ')} layer has no window, no ALiBi slopes and is causal"
+            )
+        if self.form == "delta" and self.strict:
+            raise FactorError(f"{where}: the delta rule is not strict")
         if self.form == "softmax" and self.strict:
             raise FactorError(f"{where}: a strict softmax layer leaves its first row without a source")
 
@@ -255,7 +268,11 @@ class PatternFactors:
         if self.form == "dense":
             stored = self._of("pattern" if self.whole else "pattern_rows", head)
             return float64(take(take(stored, rows if self.whole else self._places(rows)).T, columns).T)
-        tile = float64(take(self._of("query", head), rows)) @ float64(take(self._of("key", head), columns)).T
+        if self.form == "delta":
+            return self._delta_rows(head, rows)[:, columns]
+        query, key = float64(take(self._of("query", head), rows)), float64(take(self._of("key", head), columns))
+        by_row = "log_decay" in self._arrays and self._arrays["log_decay"].ndim == 3
+        tile = self._decay(head).products(query, key, rows, columns) if by_row else query @ key.T
         tile *= self.scale
         hidden = ~self._visible(rows, columns)
         if self.form == "softmax":
@@ -266,7 +283,7 @@ class PatternFactors:
             return np.exp(tile, out=tile)
         if "write" in self._arrays:
             tile *= float64(take(self._of("write", head), columns))[None, :]
-        if "log_decay" in self._arrays:
+        if "log_decay" in self._arrays and not by_row:
             fade = self._decay(head).log_between(rows, columns)
             tile *= np.exp(fade, out=fade)
         tile[hidden] = 0.0
@@ -306,7 +323,7 @@ class PatternFactors:
     def _why_no_probabilities(self) -> str:
         if self.form == "softmax":
             return ""
-        if self.form == "gated_linear" or self.pattern_record.get("signed", True):
+        if self.pattern_record.get("signed", True):
             return "its pattern is signed and its rows are not probabilities; use received or the overview instead"
         if self.pattern_record.get("rows_sum_to") != 1:
             return f"its rows sum to {self.pattern_record.get('rows_sum_to')!r}, not to 1"
@@ -322,10 +339,25 @@ class PatternFactors:
             raise FactorError(f"layer {self.index} ({self.kind}) stores no {name}")
         return self._arrays[name][self._group(name, head)]
 
-    def _decay(self, head: int) -> CumulativeDecay:
+    def _decay(self, head: int) -> Any:
         if head not in self._decays:
-            self._decays[head] = CumulativeDecay(self._of("log_decay", head))
+            log_decay = self._of("log_decay", head)
+            self._decays[head] = CumulativeDecay(log_decay) if log_decay.ndim == 1 else ChannelDecay(log_decay)
         return self._decays[head]
+
+    def _delta(self, head: int) -> DeltaRule:
+        if head not in self._rules:
+            log_decay = self._of("log_decay", head) if "log_decay" in self._arrays else None
+            query, key, write = (self._of(name, head) for name in ("query", "key", "write"))
+            self._rules[head] = DeltaRule(query, key, write, log_decay, self.scale)
+        return self._rules[head]
+
+    def _delta_rows(self, head: int, rows: np.ndarray) -> np.ndarray:
+        """Whole rows at positions `rows`, kept for the next tile of the same rows: float64 [row, key]."""
+        band = self._band
+        if band is None or band[0] != head or not np.array_equal(band[1], rows):
+            band = self._band = (head, rows, self._delta(head).rows(rows))
+        return band[2]
 
     # ---- arguments --------------------------------------------------------------------------------------------------
 

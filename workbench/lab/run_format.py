@@ -32,7 +32,7 @@ HEADER_LIMIT = 64 * 2**20
 OVERVIEW_SIZE = 96
 
 PROVENANCES = ("trained", "random", "pretrained")
-FORMS = ("softmax", "gated_linear", "dense")
+FORMS = ("softmax", "gated_linear", "delta", "dense")
 MODEL_FIELDS = ("name", "architecture", "family", "paper", "parameters", "config", "weights_sha256", "provenance")
 # What a writer may set; the other fields (id, created, arrays, ...) are the writer's own.
 SETTABLE: dict[str, Any] = {
@@ -284,7 +284,7 @@ def check_layer(layer: object) -> int:
         groups = layer.get(field, heads)
         _require(_is(groups, int) and groups >= 1 and heads % groups == 0,
                  f"{where} {field} is {groups!r}, expected a divisor of n_heads = {heads}")  # fmt: skip
-    if form in ("softmax", "gated_linear"):
+    if form in FORMS and form != "dense":
         scale = layer.get("scale")
         finite = isinstance(scale, (int, float)) and not isinstance(scale, bool) and math.isfinite(scale)
         _require(finite, f"{where} scale is {scale!r}, expected a number")
@@ -329,15 +329,16 @@ def check_trace(manifest: dict[str, Any]) -> None:
     for layer in manifest["layers"]:
         index, heads, form = layer["layer"], layer["n_heads"], layer.get("form")
         prefix = f"layer.{index}."
-        factors = form in ("softmax", "gated_linear")
+        factors = form in FORMS and form != "dense"
         check(prefix + "query", heads, length, None, required=factors)
         check(prefix + "key", layer.get("n_key_heads", heads), length, None, required=factors)
         check(prefix + "value", layer.get("n_value_heads", heads), length, None, required=factors)
         check(prefix + "log_normaliser", heads, length, required=form == "softmax")
         check(prefix + "pattern", heads, length, length, required=form == "dense" and not layer.get("not_stored"))
         check(prefix + "pattern_rows", heads, None, length)
-        for name in ("log_decay", "write"):
-            check(prefix + name, heads, length)
+        by_row = len(arrays.get(prefix + "log_decay", {}).get("shape", ())) == 3
+        check(prefix + "log_decay", heads, length, *([None] if by_row else []))
+        check(prefix + "write", heads, length, required=form == "delta")
         for name in ("x", "y"):
             check(prefix + name, heads, length, None)
         check(f"overview.{index}", heads, pooled, pooled)
