@@ -33,6 +33,7 @@ class Decoder(HookedModel):
     n_ctx: int | None = None
     loops: int = 1
     stream_is_all: bool = True  # False: layers hand on more than the residual stream, so no run can begin between them
+    reads_tokens: bool = False  # True: some layer looks at the tokens themselves, which a run from a residual stream must be told
     predicts_from_one_token: bool = True  # False: nothing is read at position 0, whose logits are always the same
     name: str = "unnamed"
     architecture: str = "unknown"

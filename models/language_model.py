@@ -134,12 +134,14 @@ class Block(nn.Module):
             self.attn = mixer
             self.hook_attn_out = HookPoint("mixer_out", "batch pos d_model")
             self.hook_attn_in = HookPoint("mixer_input", "batch pos head d_model", flag="use_attn_in", gated=True)
-            self.hook_q_input = HookPoint(
-                "query_input", f"batch pos {mixer.sizes.map_axis} d_model", flag="use_split_qkv_input", gated=True
-            )
-            self.hook_k_input = HookPoint(
-                "key_input", f"batch pos kv_{mixer.sizes.map_axis} d_model", flag="use_split_qkv_input", gated=True
-            )
+            axis = mixer.sizes.map_axis
+            if mixer.matches:
+                self.hook_q_input = HookPoint(
+                    "query_input", f"batch pos {axis} d_model", flag="use_split_qkv_input", gated=True
+                )
+                self.hook_k_input = HookPoint(
+                    "key_input", f"batch pos kv_{axis} d_model", flag="use_split_qkv_input", gated=True
+                )
             self.hook_v_input = HookPoint(
                 "value_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
             )
@@ -185,10 +187,12 @@ class Block(nn.Module):
     def _inputs_per_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Behind the switches: one normalised copy per head (and per q, k, v), so that paths can be patched apart."""
         if self.switches["use_split_qkv_input"]:
-            sizes = self.attn.sizes
-            q = self.ln1(self.hook_q_input(x[:, :, None].expand(-1, -1, sizes.n_maps, -1)))
-            k = self.ln1(self.hook_k_input(x[:, :, None].expand(-1, -1, sizes.n_key_maps, -1)))
-            v = self.ln1(self.hook_v_input(x[:, :, None].expand(-1, -1, sizes.n_kv, -1)))
+            sizes, apart = self.attn.sizes, x[:, :, None]
+            v = self.ln1(self.hook_v_input(apart.expand(-1, -1, sizes.n_kv, -1)))
+            if not self.attn.matches:
+                return v, v, v  # nothing is projected but values
+            q = self.ln1(self.hook_q_input(apart.expand(-1, -1, sizes.n_maps, -1)))
+            k = self.ln1(self.hook_k_input(apart.expand(-1, -1, sizes.n_key_maps, -1)))
             return q, k, v
         if not self.attn.sizes.one_map_each:
             raise ValueError(
@@ -217,6 +221,7 @@ class LanguageModel(Decoder):
             devices=[]
         ):  # torch draws initial weights when a layer is made; ours follow from the seed alone
             self._build(config, position)
+        self.reads_tokens = any(part.reads_tokens for mixer in self.mixers for part in getattr(mixer, "parts", ()))
         self.name_hook_points()
         for point in self.hook_points.points.values():
             if point.layer_index is not None:

@@ -99,6 +99,7 @@ class Attention(HeadWeights, nn.Module):
             tuple(parts.values()) for parts in (self.reweight, self.mix, self.post)
         )
         self.causal = config.causal if self.mask is None or self.mask.causal is None else self.mask.causal
+        self.continues = self.causal or (self.mask is not None and self.mask.continues)
         self.fusable = (
             self.matches
             and all(part is None for part in (self.score, self.normalise, config.softcap))
@@ -166,7 +167,7 @@ class Attention(HeadWeights, nn.Module):
             carried: the slots of earlier calls, `key` and `value` [batch, pos, kv_head, d_head] and those of the parts.
             stream: what parts other than the projections read, [batch, pos, d_model] (None: the queries' input).
         """
-        if carried is not None and not (self.causal or context.cross):
+        if carried is not None and not (self.continues or context.cross):
             raise ValueError(
                 "This attention reads the future, so a text cannot be continued from a state: earlier tokens would change. "
                 "Expected the whole text in one call."
@@ -216,6 +217,8 @@ class Attention(HeadWeights, nn.Module):
         if x.dim() == 3:
             out = linear(x)
             return out.view(out.shape[0], out.shape[1], heads, -1)
+        if hasattr(linear, "per_head"):
+            return linear.per_head(x, heads)
         out = torch.einsum("bphm,hdm->bphd", x, linear.weight.unflatten(0, (heads, -1)))
         return out if linear.bias is None else out + linear.bias.unflatten(0, (heads, -1))
 
@@ -325,6 +328,11 @@ class Attention(HeadWeights, nn.Module):
         if norm is not None and norm.config.over == "head" and (norm.config.after_rotation or not self._rotations):
             q, k = norm.query.hook_normalized, norm.key.hook_normalized
         return {"query": q, "key": k, "value": self.hook_v}
+
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """What the parts want runs to keep per head and token."""
+        return {name: signal for part in self.parts for name, signal in part.signals.items()}
 
     def constant_factors(self) -> dict[str, Tensor]:
         """None: every factor depends on the input."""

@@ -111,17 +111,27 @@ class Part(nn.Module):
 
     stage: ClassVar[str]
     slots: tuple[str, ...] = ()
+    reads_tokens = False  # True: it needs `context.token_ids`
 
     def __init__(self, config: Any, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
+
+    @property
+    def signals(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """What runs keep per head and token, {name: (hook point [batch, pos, head, ...], label, unit)}; the last axis is averaged."""
+        return {}
 
     def placed(self, layer: int, earlier: list["Part"]) -> None:
         """Told once, when a model is built: the layer, and the parts of the same kind in earlier layers (to share weights with)."""
 
 
 class Projection(Part):
-    """Makes the maps of queries, keys and values; each must have a `weight` [out, in] and a `bias` ([out] or None), like `nn.Linear`."""
+    """Makes the maps of queries, keys and values; each must have a `weight` [out, in] and a `bias` ([out] or None), like `nn.Linear`.
+
+    A map that is more than these also has `per_head(x, heads)`, [batch, pos, head, d_model] -> [batch, pos, head, width], for heads with
+    inputs of their own.
+    """
 
     stage = "project"
     projects: tuple[str, ...] = ("query", "key", "value")  # the site does not build (nor score with) what is not listed
@@ -166,7 +176,7 @@ class ScoreTerm(Part):
         self.hook_bias = HookPoint(self.role, f"batch {sizes.map_axis} query key")
 
     def term(self, call: Call) -> Tensor:
-        """[batch or 1, map or 1, query, key]."""
+        """[batch or 1, map or 1, query or 1, key]."""
         raise TypeError(f"{type(self).__name__} does not say what it adds")
 
     def forward(self, call: Call) -> Tensor:
@@ -174,7 +184,7 @@ class ScoreTerm(Part):
         bias = self.term(call)
         if not self.hook_bias.active:
             return bias
-        return self.hook_bias(bias.expand(call.q.shape[0], self.sizes.n_maps, -1, -1))
+        return self.hook_bias(bias.expand(call.q.shape[0], self.sizes.n_maps, call.q.shape[2], -1))
 
 
 class Mask(Part):
@@ -185,6 +195,7 @@ class Mask(Part):
         False  # False: `visible` uses only `call.context`, so that layers of one configuration share the mask
     )
     causal: bool | None = None  # False: replaces causality; None: leaves it to the site
+    continues = False  # whether a text can be read on from a carried state although tokens read the future
 
     def visible(self, call: Call) -> Tensor:
         """True where allowed, [batch or 1, map or 1, query, key]."""

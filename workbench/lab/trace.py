@@ -45,7 +45,7 @@ SIGNALS = {
 NEURONS = {"neuron": "x", "neuron_gated": "y"}
 
 # Editing one of these overwrites what the factors of a layer determine.
-DETERMINED = {"pattern": "pattern", "scores": "pattern", "position_bias": "pattern", "state": "state"}
+DETERMINED = {role: "pattern" for role in ("pattern", "scores", "mask", "position_bias")} | {"state": "state"}
 LARGEST_PATTERN = 2**26  # cells of one layer's pattern that a run stores whole
 LARGEST_COMPUTED = 2**28  # cells of one layer's pattern that are computed at all, to be pooled
 STORED_STATE_NUMBERS = 2**22  # numbers of one layer's states that a run stores
