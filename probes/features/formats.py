@@ -4,8 +4,8 @@ SAELens              folder with `cfg.json` and `sae_weights.safetensors`; matri
 dictionary_learning  folder with `config.json` ("trainer": {"dict_class": ...}) and `ae.pt` or `ae.safetensors`; torch Linear layers
 
 A foreign dictionary becomes one of ours with the same codes and the same reconstructions, number for number. What our form cannot express
-is refused in words: normalisation that depends on the single row, an architecture without a counterpart. `ae.pt` is a pickle; it is read with
-torch's `weights_only`, which builds tensors and runs no code, and is never written.
+is refused in words: normalisation that depends on the single row, an architecture without a counterpart. `ae.pt` is a pickle: it is read
+with torch's `weights_only`, which builds tensors and runs no code, and is never written.
 """
 
 import json
