@@ -14,7 +14,8 @@ from case_studies.harness.claims import Study, read_study
 from case_studies.harness.errors import StudyError, UnknownStudy
 from workbench.instrument.errors import suggestion
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE  # where studies are looked for
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def find_study(name: str | os.PathLike[str], root: Path | None = None) -> Study:
 
 def load_module(study: Study) -> ModuleType:
     """The study's `study.py`, imported. Files beside it are reached by relative imports."""
-    if study.folder == ROOT / study.name:
+    if study.folder == PACKAGE / study.name:
         return import_module(f"case_studies.{study.name}.study")
     package = f"_study_in_{abs(hash(study.folder)):x}_{study.name}"
     if package not in sys.modules:

@@ -145,18 +145,18 @@ def train(
     return model, [*marks, steps], [*curve, exact_risk(model)]
 
 
-def flow_value_weight(rng: np.random.Generator) -> float:
+def flow_value_weight(rng: np.random.Generator, rate: float = 0.005) -> float:
     """The value weight after gradient descent in small steps on the expected loss, from the paper's start.
 
     With the other weights at zero, where theorem 4.1 keeps them, the loss is ½ `update_risk` of A = u·U, and its gradient
     with respect to A is Λ(AS − Λ), S = ΛΓ.
     """
-    d, rate = len(VARIANCES), 0.005
+    d = len(VARIANCES)
     theta = rng.standard_normal((d, d))
     value, keys = START, START * theta @ theta.T / np.linalg.norm(theta @ theta.T)
     second = np.diag(VARIANCES * closed_form.gamma(VARIANCES, EXAMPLES))
     covariance = np.diag(VARIANCES)
-    for _ in range(20_000):
+    for _ in range(round(100 / rate)):
         gradient = covariance @ (value * keys @ second - covariance)
         value, keys = value - rate * float((gradient * keys).sum()), keys - rate * value * gradient
     return float(value)

@@ -101,11 +101,11 @@ def test_studies_are_found_by_folder(tmp_path: Path) -> None:
         == find_study("first_study", tmp_path)
         == find_study(tmp_path / "first_study")
     )
-    with pytest.raises(UnknownStudy, match="no study 'frist_study'. Did you mean 'first_study'"):
+    with pytest.raises(UnknownStudy, match=r"no study 'frist_study'\. Did you mean 'first_study'"):
         find_study("frist_study", tmp_path)
     with pytest.raises(UnknownStudy, match=r"There are: first_study, second"):
         find_study("zzz", tmp_path)
-    with pytest.raises(UnknownStudy, match="holds no claims.toml"):
+    with pytest.raises(UnknownStudy, match=r"holds no claims\.toml"):
         find_study(tmp_path / "no_study")
 
 
