@@ -25,6 +25,7 @@ from kernels.arguments import (
     check_write,
     shape_of,
 )
+from kernels.devices import has_kernel
 
 from .accumulate import accumulate
 from .arguments import check_features, check_mask, check_names, check_segments
@@ -249,6 +250,13 @@ def _run(
     if features is not None:
         features = features.to(source.device)
     with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+        ready: dict[str, Tensor] = {}
+        if isinstance(source, SoftmaxTiles) and has_kernel(source.device):
+            from .triton import SUPPORTED, forward, supports
+
+            if supports(source) and SUPPORTED & set(statistics):
+                ready = forward(source, see, SUPPORTED & set(statistics))
+                statistics = [name for name in statistics if name not in SUPPORTED]
         return accumulate(
             source,
             see,
@@ -258,4 +266,5 @@ def _run(
             top_k=top_k,
             map_size=map_size,
             cells_per_strip=cells_per_strip,
+            ready=ready,
         )

@@ -46,6 +46,7 @@ def accumulate(
     top_k: int = 0,
     map_size: int = 96,
     cells_per_strip: int | None = None,
+    ready: dict[str, Tensor] | None = None,
 ) -> AttentionStatistics:
     """One pass over every head of every sequence.
 
@@ -53,10 +54,12 @@ def accumulate(
         source, see: the pattern, and which cells may be read. statistics: names from `STATISTICS`.
         weights: `"softmax"` for scores, else one of `WEIGHTS`. features: [batch or 1, key, feature]. top_k: largest weights of each row.
         map_size: bins a side of `map`. cells_per_strip: size of the working array (memory and speed, not results).
+        ready: fields that a kernel has computed already, `received` as sums over rows. They are not among `statistics`.
     """
     strips = Strips(source, see, cells_per_strip)
     found: dict[str, list[Tensor]] = {}
-    for item in range(source.batch):
+    anything = bool(statistics) or features is not None or top_k > 0
+    for item in range(source.batch if anything else 0):
         for head in range(source.head):
             own = None if features is None else features[item if len(features) > 1 else 0].to(source.dtype).T
             sums = HeadSums(strips, set(statistics), weights, item, own, top_k, map_size)
@@ -65,6 +68,7 @@ def accumulate(
     readers, pairs = see.counts() if see.plain else _counted(source, see, cells_per_strip)
     readers, pairs = (x.to(source.device).expand(source.batch, -1) for x in (readers, pairs))
     stacked = {name: torch.stack(x).unflatten(0, (source.batch, source.head)) for name, x in found.items()}
+    stacked |= ready or {}
     for name, count in (("received", readers[:, None]), ("profile", pairs[:, None])):
         if name in stacked:
             stacked[name] = torch.where(count > 0, stacked[name] / count, torch.nan).to(source.dtype)

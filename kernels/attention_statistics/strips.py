@@ -6,9 +6,9 @@ from torch import Tensor
 from .tiles import TileSource
 from .visibility import Visibility
 
-CELLS_PER_STRIP = {"cpu": 1 << 19}  # measured: less repeats small steps, more leaves the cache
+CELLS_PER_STRIP = {"cpu": 1 << 20}  # measured: less repeats small steps, more leaves the cache
 CELLS_ELSEWHERE = 1 << 23
-MOST_ROWS = 128  # more rows waste work above the diagonal
+MOST_ROWS = 256  # more rows waste work above the diagonal
 BLOCK = 64  # keys per block in the search for the largest weights
 
 

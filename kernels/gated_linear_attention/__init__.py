@@ -9,13 +9,13 @@ weight; *strict* reading sees only what earlier tokens wrote; the *state after t
 - `trace_entries`, `states_at`, `state_norms`: the state over time without positions x state memory.
 """
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 import torch.autograd.forward_ad
 from torch import Tensor
 
+from kernels.devices import has_kernel as _has_kernel
 from kernels.stops import OnState, run_in_pieces
 
 from .arguments import (
@@ -132,13 +132,6 @@ def gated_linear_attention(
             run, pos, ends, state, on_state, lambda name, edited: check_state(name, edited, k, state_v)
         )
         return torch.cat(outputs, 2).to(q.dtype), state
-
-
-def _has_kernel(device: torch.device) -> bool:
-    """The kernel's matrix products need NVIDIA's compute capability 8.0 (Ampere) or later."""
-    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _kernel_applies(q: Tensor, log_decay: Tensor | None, *others: Tensor | None) -> bool:

@@ -1,0 +1,141 @@
+"""The Triton kernels of attention statistics: numbers in the interpreter, machine code for two GPUs, numbers on a GPU.
+
+A CPU can check the first two; the third runs where there is a CUDA device and says so where there is none.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.attention_statistics import attention_statistics
+from tests.kernels.interpret_attention_statistics import CASES
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this system")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
+    code = (
+        "import sys, torch; from kernels.attention_statistics import attention_statistics as f;"
+        "x = torch.ones(1, 1, 3, 2); f(x, x); assert 'kernels.attention_statistics.triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """Every case of `interpret_attention_statistics`, run in one process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.interpret_attention_statistics"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_interpreted_kernels_give_the_statistics_of_float64(interpreted: dict[str, Any]) -> None:
+    numbers = {name: value for name, value in interpreted.items() if not isinstance(value, bool)}
+    assert len(numbers) == 2 * len(CASES)
+    assert max(numbers.values()) <= 1e-6, numbers
+
+
+def test_the_interpreted_kernels_keep_their_promises(interpreted: dict[str, Any]) -> None:
+    promises = {name: value for name, value in interpreted.items() if isinstance(value, bool)}
+    assert len(promises) == 2 * len(CASES) + 4
+    assert all(promises.values()), promises
+
+
+def compiled(name: str, capability: int, dtype: torch.dtype, width: int, folder: Path, **flags: bool) -> dict[str, int]:
+    """Compiles a kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels.attention_statistics import triton as kernels
+
+    kernel = getattr(kernels, name)
+    options = kernels.launch_options(dtype, width)
+    launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
+    names = ("SOFTCAP", "BIAS", "REAL", "SEGMENTS", "CAUSAL", "STRICT", "WINDOW")
+    constants = {**options, **{flag: flags.get(flag.lower(), False) for flag in names}}
+    short = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
+    whole = {"real_pointer", "segment_pointer", "first_key_pointer", "at_pointer"}
+    signature, divisible = {}, []
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in ("q_pointer", "k_pointer"):
+            signature[argument] = short
+        elif argument.endswith("_pointer"):
+            signature[argument] = "*i32" if argument in whole else "*fp32"
+        else:
+            signature[argument] = "fp32" if argument in ("factor", "softcap") else "i32"
+        if argument.endswith("_pointer") or argument.split("_")[0] in ("q", "k"):  # as at a launch with aligned sizes
+            divisible.append(index)
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(key),): value for key, value in constants.items()},
+        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
+    )
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True, timeout=60).stdout
+    found = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", report)
+    assert found, report
+    return {"registers": int(found[1]), "stack": int(found[2]), "shared": binary.metadata.shared}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["read_rows", "read_columns"])
+@pytest.mark.parametrize(
+    ("dtype", "width", "flags"),
+    [
+        (torch.bfloat16, 128, {"causal": True}),
+        (torch.float16, 64, {"causal": True, "window": True, "bias": True, "softcap": True}),
+        (torch.float32, 64, {"causal": True, "strict": True, "real": True, "segments": True}),
+        (torch.float32, 128, {}),
+    ],
+)
+def test_the_kernels_compile_and_stay_in_registers(
+    name: str,
+    capability: int,
+    dtype: torch.dtype,
+    width: int,
+    flags: dict[str, bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    usage = compiled(name, capability, dtype, width, tmp_path, **flags)
+    assert usage["stack"] == 0, usage
+    assert usage["shared"] <= 160 << 10, usage  # sm_80 has 163 KB
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu_the_kernels_give_the_statistics_of_float64(case: str, dtype: torch.dtype) -> None:
+    from tests.kernels.interpret_attention_statistics import BATCH, HEADS, LENGTH, error
+
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(BATCH, HEADS, LENGTH, 72, generator=generator).to(dtype)
+    k = torch.randn(BATCH, 1, LENGTH, 72, generator=generator).to(dtype)
+    options = CASES[case]
+    there = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    found = attention_statistics(q.cuda(), k.cuda(), **there)
+    on_cpu = {
+        name: x.cpu() if isinstance(x := getattr(found, name), torch.Tensor) else x
+        for name in type(found).__dataclass_fields__
+    }
+    wanted = attention_statistics(q.double(), k.double(), **options)
+    assert error(type(found)(**on_cpu), wanted) < 1e-5
