@@ -69,7 +69,7 @@ def ngram_matches(ids: Tensor, positions: Tensor, real: Tensor | None, orders: t
     """True where the tokens before a key equal the last tokens of a query, [batch, order, query, key] over all tokens read.
 
     ids [batch, key], positions [batch or 1, key] of each token in its own text, real [batch, key] (None: no padding). Padding may lie
-    anywhere, so earlier tokens are found by position.
+    anywhere, so earlier tokens are found by position; no padding is ever read.
     """
     batch, length = ids.shape
     at = positions.expand(batch, -1)
@@ -82,7 +82,7 @@ def ngram_matches(ids: Tensor, positions: Tensor, real: Tensor | None, orders: t
         found = by_position.gather(1, (at - steps).clamp(min=0))
         return torch.where(at >= steps, found, -1)
 
-    matching = torch.ones(batch, length, length, dtype=torch.bool, device=ids.device)
+    matching = real[:, None, :].expand(-1, length, -1)
     by_order = [matching]
     for step in range(max(orders)):
         query, key = back(step)[:, :, None], back(step + 1)[:, None, :]
