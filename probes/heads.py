@@ -15,6 +15,15 @@ rows (reading tokens) where there is such a token and something else to read. 0 
 | `duplicate_token` | earlier tokens equal to token q | chance; distance |
 | `induction` | tokens after earlier tokens equal to token q | chance; distance; the task's control, where it has one |
 
+On request (`MORE_PROBES`):
+
+| probe | row q reads | what is subtracted |
+|---|---|---|
+| `next_token` | q + 1, where the pattern is not causal | chance |
+| `delimiter` | the latest earlier token of `delimiters` | chance; distance |
+| `bigram`, `trigram` | tokens after earlier ones whose last two (three) tokens equal those up to q | chance; distance |
+| `nearest_embedding` | the earlier token of another type whose embedding has the largest cosine with that of token q | chance; distance |
+
 *Distance*: where a text repeats at one distance, a head that always looks back that far passes for an induction head (Olsson et al. 2022
 define the score on such text). So from each weight at distance d is subtracted the share of rows whose token at that distance is wanted.
 A head that goes by distance alone scores exactly 0, whatever its distances. If one distance accounts for more than half of the rows, the
@@ -38,6 +47,7 @@ from workbench.instrument.patterns import Pattern, PatternMeta
 from workbench.lab.tasks import TaskBatch
 
 PROBES = ("previous_token", "duplicate_token", "induction", "first_token", "current_token")
+MORE_PROBES = ("next_token", "delimiter", "bigram", "trigram", "nearest_embedding")
 LARGEST_SHARE = 0.5  # of one distance among the rows of `induction` and `duplicate_token`
 
 Layer = int | tuple[int, int]  # (layer, step) where weights are shared over depth
@@ -52,6 +62,8 @@ class HeadScores:
         weights: by probe, the mean weight before the correction. rows: by probe, how many rows each layer was measured on, [layer].
         layers: layer numbers, or (layer, step) where weights are shared over depth. measured_on: per layer, what a weight is.
         largest_share: for `induction` and `duplicate_token`, the share of rows whose nearest source is at the most common distance.
+        by_sequence: by probe, sums over the rows of each sequence, [1 + controls, sequence, layer, head]: weight wanted, then the controls.
+        rows_by_sequence: by probe, [sequence, layer].
     """
 
     scores: dict[str, NDArray[np.float64]]
@@ -60,6 +72,28 @@ class HeadScores:
     layers: tuple[Layer, ...]
     measured_on: tuple[str, ...]
     largest_share: dict[str, float] = field(default_factory=dict)
+    by_sequence: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    rows_by_sequence: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+
+    def interval(
+        self, probe: str, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bootstrap interval of a score over sequences (percentiles), low and high, [layer, head] each.
+
+        Sequences are drawn with replacement and rows are pooled, so rows of one sequence are never taken for independent.
+        """
+        self[probe]
+        sums, rows = self.by_sequence[probe], self.rows_by_sequence[probe]
+        drawn = np.random.default_rng(seed).multinomial(
+            sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), resamples
+        )  # how often each sequence was drawn, [resample, sequence]
+        totals = np.einsum("ns,cslh->cnlh", drawn.astype(np.float64), sums)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = totals / (drawn @ rows)[None, :, :, None]
+        scores = means[0] - means[1:].max(0)
+        tail = 100 * (1 - level) / 2
+        low, high = np.nanpercentile(scores, [tail, 100 - tail], axis=0) if scores.size else (scores, scores)
+        return low, high
 
     def __getitem__(self, probe: str) -> NDArray[np.float64]:
         if probe not in self.scores:
@@ -90,6 +124,7 @@ def head_scores(
     *,
     mask: Tensor | None = None,
     batch_size: int = 16,
+    delimiters: Sequence[int] = (),
 ) -> HeadScores:
     """Score every head of every layer that has a pattern.
 
@@ -97,13 +132,15 @@ def head_scores(
         model: a hooked model (`patterns`, `to_tokens`). batch: a batch of a task, token ids [batch, pos], or text. Where a task plants a
             `source`, `induction` measures reading it; otherwise the source is found in the tokens.
         probes: which scores. mask: True at real tokens of ids, [batch, pos]. batch_size: sequences per run (memory, not results).
+        delimiters: token ids that `delimiter` looks for.
 
     Raises:
         ValueError: an unknown probe; data in which a probe has no row, or only one distance. RefusedByPattern: columns are not tokens.
     """
     for probe in (probes := (probes,) if isinstance(probes, str) else probes):
-        if probe not in PROBES:
-            raise ValueError(f"Unknown probe {probe!r}.{suggestion(probe, PROBES)} Known: {', '.join(PROBES)}.")
+        if probe not in (*PROBES, *MORE_PROBES):
+            known = (*PROBES, *MORE_PROBES)
+            raise ValueError(f"Unknown probe {probe!r}.{suggestion(probe, known)} Known: {', '.join(known)}.")
     if not probes:
         raise ValueError(f"No probes given. Expected some of {', '.join(PROBES)}.")
     planted: dict[str, Tensor] = {}
@@ -116,10 +153,13 @@ def head_scores(
     if real.shape != tokens.shape:
         raise ValueError(f"mask has shape {tuple(real.shape)}; expected [batch, pos] = {tuple(tokens.shape)}.")
     shares: dict[str, float] = {}
-    questions = {probe: _question(probe, tokens, real, planted, shares) for probe in probes}
+    facts = _Facts(planted, tuple(delimiters), model)
+    questions = {probe: _question(probe, tokens, real, facts, shares) for probe in probes}
 
-    sums: dict[str, dict[Layer, Tensor]] = {probe: {} for probe in probes}  # [1 + controls, head] and rows
-    rows: dict[str, dict[Layer, int]] = {probe: {} for probe in probes}
+    sums: dict[str, dict[Layer, list[Tensor]]] = {
+        probe: {} for probe in probes
+    }  # [1 + controls, sequence, head] and [sequence]
+    rows: dict[str, dict[Layer, list[Tensor]]] = {probe: {} for probe in probes}
     measured: dict[Layer, str] = {}
     for start in range(0, len(tokens), batch_size):
         some = slice(start, start + batch_size)
@@ -131,28 +171,43 @@ def head_scores(
                 visible = _visible(real[some].to(weights.device), pattern.meta)
                 for probe, question in questions.items():
                     total, count = _measure(weights, visible, [cells[some] for cells in question])
-                    sums[probe][layer] = sums[probe].get(layer, torch.zeros_like(total)) + total
-                    rows[probe][layer] = rows[probe].get(layer, 0) + count
+                    sums[probe].setdefault(layer, []).append(total.cpu())
+                    rows[probe].setdefault(layer, []).append(count.cpu())
     layers = tuple(measured)
-    read = {p: _stack([sums[p][layer][0] / rows[p][layer] for layer in layers]) for p in probes}
-    control = {p: _stack([sums[p][layer][1:].amax(0) / rows[p][layer] for layer in layers]) for p in probes}
+    whole = {p: {layer: torch.cat(sums[p][layer], 1) for layer in layers} for p in probes}
+    counts = {
+        p: np.stack([torch.cat(rows[p][layer]).numpy() for layer in layers], 1) for p in probes
+    }  # [sequence, layer]
+    mean = {p: [whole[p][layer].sum(1) / counts[p][:, i].sum() for i, layer in enumerate(layers)] for p in probes}
+    read = {p: _stack([means[0] for means in mean[p]]) for p in probes}
+    control = {p: _stack([means[1:].amax(0) for means in mean[p]]) for p in probes}
     return HeadScores(
         scores={probe: read[probe] - control[probe] for probe in probes},
         weights=read,
-        rows={probe: np.array([rows[probe][layer] for layer in layers]) for probe in probes},
+        rows={probe: counts[probe].sum(0) for probe in probes},
         layers=layers,
         measured_on=tuple(measured.values()),
         largest_share=shares,
+        by_sequence={probe: _padded([whole[probe][layer] for layer in layers]) for probe in probes},
+        rows_by_sequence=counts,
     )
 
 
-def _question(
-    probe: str, tokens: Tensor, real: Tensor, planted: dict[str, Tensor], shares: dict[str, float]
-) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Facts:
+    """What a question needs besides the tokens."""
+
+    planted: dict[str, Tensor]
+    delimiters: tuple[int, ...]
+    model: Any
+
+
+def _question(probe: str, tokens: Tensor, real: Tensor, facts: _Facts, shares: dict[str, float]) -> list[Tensor]:
     """The cells that a probe wants, then the weights of its controls besides chance: [batch, query, key] each.
 
     Positions count real tokens only, so padding changes nothing.
     """
+    planted = facts.planted
     position = torch.where(real, real.cumsum(1) - 1, -1)
     distance = position[:, :, None] - position[:, None, :]  # [batch, query, key]
     both = real[:, :, None] & real[:, None, :]
@@ -162,6 +217,20 @@ def _question(
         wanted = both & (distance == 0)
     elif probe == "first_token":
         wanted = both & (position[:, None, :] == 0)
+    elif probe == "next_token":
+        wanted = both & (distance == -1)
+    elif probe == "delimiter":
+        if not facts.delimiters:
+            raise ValueError(
+                "delimiter: no delimiters given. Expected token ids, e.g. delimiters=[46] for full stops in bytes."
+            )
+        known = torch.tensor(facts.delimiters, device=tokens.device)
+        before = both & (distance > 0) & torch.isin(tokens, known)[:, None, :]
+        wanted = before & (distance == torch.where(before, distance, distance.shape[1]).amin(-1, keepdim=True))
+    elif probe in ("bigram", "trigram"):
+        wanted = both & (distance > 0) & _same_suffix(tokens, real, 2 if probe == "bigram" else 3)
+    elif probe == "nearest_embedding":
+        wanted = both & _nearest(tokens, both & (distance > 0), facts.model)
     elif probe == "duplicate_token":
         wanted = both & (distance > 0) & (tokens[:, :, None] == tokens[:, None, :])
     else:
@@ -172,7 +241,7 @@ def _question(
             wanted = (wanted | source) & source.any(-1, keepdim=True)
     if not bool(wanted.any()):
         raise ValueError(f"{probe}: no token here has such a source. Expected text in which tokens recur.")
-    if probe not in ("induction", "duplicate_token"):
+    if probe in ("previous_token", "current_token", "first_token", "next_token"):
         return [wanted]
     controls = []
     if probe == "induction" and "control_source" in planted:
@@ -181,7 +250,7 @@ def _question(
     rows = wanted.any(-1)
     nearest, counts = torch.where(wanted, distance, distance.shape[1]).amin(-1)[rows].unique(return_counts=True)
     shares[probe] = float(counts.max() / counts.sum())
-    if shares[probe] > LARGEST_SHARE:
+    if shares[probe] > LARGEST_SHARE and probe in ("induction", "duplicate_token", "bigram", "trigram"):
         raise ValueError(
             f"{probe}: {shares[probe]:.0%} of the rows have their source {int(nearest[counts.argmax()])} tokens back, so a head that "
             "always looks there cannot be told apart. Expected varied distances: several sequences of the induction task, or natural text."
@@ -198,6 +267,34 @@ def _token_before(tokens: Tensor, real: Tensor) -> Tensor:
     index = torch.where(real, torch.arange(tokens.shape[1], device=tokens.device), -1).cummax(1).values
     before = torch.cat([torch.full_like(index[:, :1], -1), index[:, :-1]], dim=1)
     return torch.where(before >= 0, tokens.gather(1, before.clamp(min=0)), -1)
+
+
+def _same_suffix(tokens: Tensor, real: Tensor, n: int) -> Tensor:
+    """True at (query, key) where the n tokens before the key equal the n tokens up to the query. [batch, query, key]."""
+    same = torch.ones(*tokens.shape, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    last = tokens
+    for _ in range(n):
+        earlier = _token_before(last, real & (last >= 0))  # of the key: one further back than of the query
+        same &= (last[:, :, None] == earlier[:, None, :]) & (last >= 0)[:, :, None]
+        last = earlier
+    return same
+
+
+def _nearest(tokens: Tensor, before: Tensor, model: Any) -> Tensor:
+    """True at the latest earlier token, of another type, whose embedding has the largest cosine with the query's. [batch, query, key]."""
+    points = [point.name for point in model.hook_points.points.values() if point.role == "embed"]
+    if not points:
+        raise ValueError("nearest_embedding: this model has no hook point of role 'embed' to take embeddings from.")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names=points[:1])
+    embedded = torch.nn.functional.normalize(cache[points[0]].double(), dim=-1)
+    cosine = embedded @ embedded.mT
+    allowed = before & (tokens[:, :, None] != tokens[:, None, :])
+    cosine = torch.where(allowed, cosine, -2.0)
+    best = cosine.amax(-1, keepdim=True)
+    close = allowed & (cosine >= best - 1e-9)
+    latest = torch.where(close, torch.arange(tokens.shape[1], device=tokens.device), -1).amax(-1, keepdim=True)
+    return close & (torch.arange(tokens.shape[1], device=tokens.device) == latest)
 
 
 def _cells(source: Tensor) -> Tensor:
@@ -227,8 +324,8 @@ def _visible(real: Tensor, meta: PatternMeta) -> Tensor:
     return both if meta.causal == "none" else both.tril(-1 if meta.causal == "strict" else 0)
 
 
-def _measure(weights: Tensor, visible: Tensor, question: list[Tensor]) -> tuple[Tensor, int]:
-    """Sums over rows of the weight wanted and of each control, chance among them, [1 + controls, head], and the number of rows."""
+def _measure(weights: Tensor, visible: Tensor, question: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums over rows of the weight wanted and of each control, chance among them, [1 + controls, batch, head], and the rows, [batch]."""
     wanted = question[0].to(weights.device) & visible
     choices = visible.sum(-1)
     rows = wanted.any(-1) & (choices >= 2)
@@ -236,7 +333,7 @@ def _measure(weights: Tensor, visible: Tensor, question: list[Tensor]) -> tuple[
     sums = [torch.einsum("bhqk,bqk->bhq", weights, cell) for cell in cells]
     chance = wanted.sum(-1).double() / choices.clamp(min=1)
     sums.append(chance[:, None] * (weights.sum(-1) > 0))
-    return torch.stack([(total * rows[:, None]).sum((0, 2)) for total in sums]), int(rows.sum())
+    return torch.stack([(total * rows[:, None]).sum(2) for total in sums]), rows.sum(1)
 
 
 def _stack(layers: list[Tensor]) -> NDArray[np.float64]:
@@ -245,3 +342,11 @@ def _stack(layers: list[Tensor]) -> NDArray[np.float64]:
     for number, row in enumerate(layers):
         result[number, : len(row)] = row.cpu().numpy()
     return result
+
+
+def _padded(layers: list[Tensor]) -> NDArray[np.float64]:
+    """[controls, sequence, layer, head], nan where a layer has fewer heads than the widest."""
+    widest = max(layer.shape[-1] for layer in layers)
+    return np.stack(
+        [np.pad(x.numpy(), ((0, 0), (0, 0), (0, widest - x.shape[-1])), constant_values=np.nan) for x in layers], 2
+    )
