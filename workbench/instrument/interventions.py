@@ -225,9 +225,11 @@ class EditState(Intervention):
     Args:
         layer: layer (or layers) whose state is changed.
         after: position(s): the edit happens once this token has been read and written.
-        operation: `"scale"` (0 resets), `"set"`, or `"add"`.
-        value: number or tensor that broadcasts to `batch head state_k state_v`.
+        operation: `"scale"` (0 resets), `"set"`, `"add"`, or `"erase"`: what the state answers to some keys becomes zero.
+        value: number or tensor that broadcasts to the state; to erase, keys [..., state_k, n] whose other axes broadcast to the state's.
     """
+
+    OPERATIONS = ("scale", "set", "add", "erase")
 
     point: str | Select = ""
     layer: int | Sequence[int] | None = field(default=None, kw_only=True)
@@ -239,14 +241,16 @@ class EditState(Intervention):
         if not self.point:
             self.point = Select(role="state", layer=self.layer)
         super().__post_init__()
-        if self.operation not in ("scale", "set", "add"):
+        if self.operation not in self.OPERATIONS:
             raise HookError(
-                f"EditState: unknown operation {self.operation!r}.{suggestion(self.operation, ('scale', 'set', 'add'))} "
-                "Expected scale, set or add."
+                f"EditState: unknown operation {self.operation!r}.{suggestion(self.operation, self.OPERATIONS)} "
+                f"Expected one of {', '.join(self.OPERATIONS)}."
             )
         if self.after is not None:
             as_indices(self.after, "EditState: after")
         self.value = as_tensor(self.value, "EditState: value")
+        if self.operation == "erase":
+            self.basis = torch.linalg.qr(torch.atleast_2d(self.value).double()).Q
 
     @property
     def after_positions(self) -> tuple[int, ...] | None:
@@ -273,6 +277,9 @@ class EditState(Intervention):
 
     def apply(self, x: Tensor, point: HookPoint) -> Tensor:
         """The edited state."""
+        if self.operation == "erase":
+            basis = self.basis.to(x)
+            return self.where_chosen(x, point, x - basis @ (basis.mT @ x))
         value = fitting(self.value, x, point, self)
         new = x * value if self.operation == "scale" else x + value if self.operation == "add" else value
         return self.where_chosen(x, point, new)
