@@ -51,7 +51,7 @@ CLAIM_COLUMNS = [
     {"field": "sentence", "headerName": "Claim", "minWidth": 190, "flex": 5, **WRAPPED, "cellClass": "cell-prose cell-link"},
     {"field": "verdict", "headerName": "Verdict", "width": 132, "cellClassRules": VERDICT_RULES},
     {"field": "published", "headerName": "Published", "width": 116, **WRAPPED},
-    {"field": "ours", "headerName": "Ours", "minWidth": 168, "flex": 2, **WRAPPED},
+    {"field": "ours", "headerName": "Ours", "minWidth": 200, "flex": 3, **WRAPPED},
     {"field": "n", "headerName": "n", "width": 60, "type": "rightAligned"},
 ]
 GRID = {"suppressNoRowsOverlay": True, "animateRows": False, "domLayout": "autoHeight", "headerHeight": 38}
