@@ -320,8 +320,8 @@ class Attention(HeadWeights, nn.Module):
 
     @property
     def factor_points(self) -> dict[str, HookPoint]:
-        """The hook points that determine the pattern (of a site without queries: the values alone)."""
-        if not self.matches:
+        """The hook points that determine the pattern; the values alone where no single query meets a single key."""
+        if not self.matches or self.sizes.maps_per_head > 1:
             return {"value": self.hook_v}
         q, k = (self.hook_rot_q, self.hook_rot_k) if self._rotations else (self.hook_q, self.hook_k)
         norm = self.qk_norm

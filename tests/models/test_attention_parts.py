@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,10 @@ from models.language_model import LanguageModel, LanguageModelConfig
 from models.parts.positions import alibi_slopes, sinusoidal
 from models.parts.rope_scaling import RopeScaling
 from workbench.instrument.errors import RefusedByPattern
+from workbench.instrument.patterns import Pattern, PatternMeta
+from workbench.lab.factors import LayerFactors
+from workbench.lab.runs import RunStore
+from workbench.lab.trace import trace_run
 
 EXACT = 1e-10
 LENGTH, WIDTH, VOCAB = 13, 24, 37
@@ -615,3 +620,44 @@ def test_parts_in_the_wrong_place() -> None:
         config_from_json(AttentionConfig, {"n_heads": 4, "position": {"kind": "t6"}})
     with pytest.raises(ValueError, match=r"Unknown rope scaling 'yarm'. Did you mean 'yarn'"):
         RopeConfig(scaling=RopeScaling("yarm"))
+
+
+# -------------------------------------------------------------------------------------------------------- what is told on
+
+
+def test_patterns_with_other_columns_say_so() -> None:
+    """Probes that need tokens refuse memory slots in words; the tokens' part can be had, no longer as a distribution."""
+    meta = PatternMeta(before="memory slot")
+    pattern = Pattern(torch.full((1, 2, 3, 5), 0.2), meta, 0, "blocks.0.attn.hook_pattern")
+    assert "columns are memory slots, then tokens" in meta.in_words()
+    with pytest.raises(
+        RefusedByPattern, match=r"Induction needs columns that are tokens; those of this pattern are memory slots, then"
+    ):
+        meta.require_tokens("Induction")
+    tokens = pattern.tokens_only()
+    assert tokens.values.shape == (1, 2, 3, 3) and not tokens.meta.is_distribution
+    tokens.meta.require_tokens("Induction")
+    with pytest.raises(RefusedByPattern, match=r"those of this pattern are slots\. Expected"):
+        PatternMeta(columns="slot").require_tokens("Induction")
+
+
+@pytest.mark.parametrize("name", ["cope", "diff-transformer", "ngram-heads", "bird-eye", "gated-sinks", "bam"])
+def test_runs_keep_the_pattern_and_the_special_signals(name: str, tmp_path: Path) -> None:
+    """A trace run gives back each layer's pattern; λ, counts, importance and gates are per-token signals of it."""
+    model, signals = (
+        models.build(name),
+        {"cope": "context_count", "diff-transformer": "lambda", "bird-eye": "importance"},
+    )
+    run = trace_run(model, "abcabcabd abc", RunStore(tmp_path))
+    for layer, pattern in model.patterns("abcabcabd abc").items():
+        factors = LayerFactors.from_run(run, layer)
+        for head in range(pattern.values.shape[1]):
+            assert largest(torch.tensor(factors.pattern(head)) - pattern.values[0, head]) < 1e-5
+    if name in signals:
+        assert [signal["name"] for signal in run.layer(0)["signals"]] == [signals[name]]
+    if name == "diff-transformer":
+        assert run.array("layer.2.lambda").shape == (3, 13)
+        expected = model.run_with_cache("abcabcabd abc", names="blocks.2.attn.reweight.differential.hook_lambda")[1]
+        assert run.array("layer.2.lambda")[1, 5] == pytest.approx(
+            float(next(iter(expected.values()))[0, 5, 1, 0]), rel=1e-5
+        )

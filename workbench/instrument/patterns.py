@@ -8,7 +8,7 @@ is refused in words.
 
 import base64
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
@@ -40,6 +40,7 @@ class PatternMeta:
         kind: what an entry is: `"weights"` (what a source's value is multiplied by), `"jacobian"` (the norm of a derivative: how
             strongly the output moves with the source; never exact) or `"mean"` (weights averaged over channels that mix differently).
         label: what a reader must know besides, in a few words.
+        before: kind of the columns before the tokens', e.g. `"memory slot"`; empty where all columns are of the kind `columns`.
 
     Raises:
         ValueError: an unknown kind, or a Jacobian or mean that claims to be exact.
@@ -53,6 +54,7 @@ class PatternMeta:
     causal: str = "inclusive"
     kind: str = "weights"
     label: str = ""
+    before: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in PATTERN_KINDS:
@@ -77,11 +79,20 @@ class PatternMeta:
         }
         words = PATTERN_KINDS[self.kind] or f"{kind}, {'exact' if self.exact else 'approximate'}"
         label = f"; {self.label}" if self.label else ""
-        return f"{words}; {sign}; {rows}; {sees[self.causal]}; columns are {self.columns}s{label}"
+        columns = f"{self.before}s, then {self.columns}s" if self.before else f"{self.columns}s"
+        return f"{words}; {sign}; {rows}; {sees[self.causal]}; columns are {columns}{label}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for manifests."""
         return asdict(self)
+
+    def require_tokens(self, measure: str) -> None:
+        """Raise `RefusedByPattern` unless every column is a token."""
+        if self.before or self.columns != "token":
+            raise RefusedByPattern(
+                f"{measure} needs columns that are tokens; those of this pattern are {self.before or self.columns}s"
+                f"{f', then {self.columns}s' if self.before else ''}. Expected pattern.tokens_only(), or another measure."
+            )
 
     def require_distribution(self, measure: str) -> None:
         """Raise `RefusedByPattern` unless rows are probability distributions."""
@@ -126,6 +137,14 @@ class Pattern:
             else torch.full_like(first, queries)
         )
         return self.values.abs().sum(-2) / seen
+
+    def tokens_only(self) -> "Pattern":
+        """Without the columns before the tokens' (as many columns as rows remain); rows then need not sum to 1."""
+        if not self.meta.before:
+            self.meta.require_tokens("Leaving out other columns")
+            return self
+        meta = replace(self.meta, before="", rows_sum_to="free", exact=False, label=f"without {self.meta.before}s")
+        return Pattern(self.values[..., -self.values.shape[-2] :], meta, self.layer, self.name, self.tokens)
 
     def apply_to(self, values: Tensor) -> Tensor:
         """Mix `values` [batch, head, key, width] by the pattern: [batch, head, query, width]."""
