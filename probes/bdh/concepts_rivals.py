@@ -82,7 +82,7 @@ def linear_probe(name: str, features: Array, task: Task, seed: int = 0) -> Rival
     if groups is not None:
         fewest = min(len(np.unique(groups[labels == value])) for value in (True, False))
     folds = int(min(5, fewest))
-    classifier = LogisticRegression(max_iter=2000, tol=1e-6)
+    classifier = LogisticRegression(solver="newton-cholesky", tol=1e-8)
     if folds >= 2:
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
         inner = splitter(folds, shuffle=True, random_state=seed)
