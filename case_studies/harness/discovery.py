@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from types import ModuleType
 
 from case_studies.harness.claims import Study, read_study
 from case_studies.harness.errors import StudyError, UnknownStudy
+from case_studies.harness.workspace import study_hash
 from workbench.instrument.errors import suggestion
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE  # where studies are looked for
+_loaded: dict[str, str] = {}  # package to the hash of the files that it was imported from
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,17 @@ def find_study(name: str | os.PathLike[str], root: Path | None = None) -> Study:
 
 
 def load_module(study: Study) -> ModuleType:
-    """The study's `study.py`, imported. Files beside it are reached by relative imports."""
-    if study.folder == PACKAGE / study.name:
-        return import_module(f"case_studies.{study.name}.study")
-    package = f"_study_in_{abs(hash(study.folder)):x}_{study.name}"
-    if package not in sys.modules:
+    """The study's `study.py`, imported; files beside it are reached by relative imports. A study that has changed since
+    it was last loaded here is imported anew, so that a server that runs for days measures what its files say."""
+    own = study.folder == PACKAGE / study.name
+    package = f"case_studies.{study.name}" if own else f"_study_in_{abs(hash(study.folder)):x}_{study.name}"
+    digest = study_hash(study.folder)
+    if _loaded.setdefault(package, digest) != digest:
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]
+        _loaded[package] = digest
+    if not own and package not in sys.modules:
         sys.modules[package] = ModuleType(package)
         sys.modules[package].__path__ = [str(study.folder)]
-    spec = importlib.util.spec_from_file_location(f"{package}.study", study.folder / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    importlib.invalidate_caches()
+    return import_module(f"{package}.study")

@@ -94,7 +94,7 @@ def summarise(name: str, measured: Any, interval: str | None = None, confidence:
 
 
 def confidence_interval(
-    values: Sequence[float], method: str = "t", confidence: float = 0.95
+    values: Sequence[float] | np.ndarray, method: str = "t", confidence: float = 0.95
 ) -> tuple[float | None, float | None]:
     """(low, high) of the mean of `values`; (None, None) for fewer than two of them.
 

@@ -377,3 +377,12 @@ def test_two_processes_do_not_share_a_study(tmp_path: Path, store: RunStore) -> 
     ):
         run_study(write_study(tmp_path), store=store)
     run_study(tmp_path / "planted", store=store)
+
+
+def test_files_beside_the_study_and_changed_code(tmp_path: Path, store: RunStore) -> None:
+    """Relative imports work, and code that changed in a running process is what is measured."""
+    study = "from .numbers_of_it import NUMBER\n\n\ndef run(context):\n    return {'number': [NUMBER] * 3}\n"
+    folder = write_study(tmp_path, study=study)
+    for number in (0.6, 0.9):
+        (folder / "numbers_of_it.py").write_text(f"NUMBER = {number}\n" + "# longer\n" * int(10 * number))
+        assert run_study(folder, store=store).claims[0].value == pytest.approx(number)
