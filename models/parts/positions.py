@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parts.rope_scaling import RopeScaling
+from workbench.lab.catalogue import implements
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 
@@ -98,3 +99,24 @@ def alibi_slopes(n_heads: int) -> Tensor:
     slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     slopes += [2 ** (-4 * (2 * head + 1) / power) for head in range(n_heads - power)]
     return torch.tensor(slopes)
+
+
+@implements(
+    "randomized-pe",
+    "position",
+    "randomised_positions",
+    note="the sampler; drawn per call and handed over as facts['positions']",
+)
+def randomised_positions(length: int, longest: int, generator: torch.Generator | None = None, batch: int = 1) -> Tensor:
+    """Ascending positions drawn without replacement from 0..longest − 1, [batch, length] (Ruoss et al. 2023).
+
+    Handed to a model as `facts={"positions": ...}`, in training and in testing, they let any kind of positions meet numbers up to `longest`
+    on short texts, and show how far a prediction hangs on positions.
+
+    Raises:
+        ValueError: more tokens than positions.
+    """
+    if length > longest:
+        raise ValueError(f"{length} tokens cannot have different positions below {longest}. Expected longest ≥ length.")
+    shuffled = torch.rand(batch, longest, generator=generator).argsort(-1)
+    return shuffled[:, :length].sort(-1).values
