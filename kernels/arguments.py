@@ -129,6 +129,28 @@ def check_positions(
     return raw
 
 
+def check_run(
+    k: Tensor,
+    state_v: int,
+    initial_state: Tensor | None,
+    chunk_size: int | None,
+    stops: Sequence[int] | None,
+    on_state: object,
+) -> tuple[Tensor, list[int]]:
+    """What every run of a matrix state over tokens begins with: (the state before the first, where to stop)."""
+    if chunk_size is not None:
+        check_positive_integer("chunk_size", chunk_size)
+    batch, head, pos, state_k = k.shape
+    if initial_state is None:
+        state = k.new_zeros(batch, head, state_k, state_v, dtype=compute_dtype(k.dtype))
+    else:
+        check_state("initial_state", initial_state, k, state_v)
+        state = initial_state
+    if stops is None and on_state is not None:
+        raise ValueError("on_state: given without stops, so it would never be called; pass the positions to stop at")
+    return state, [] if stops is None else check_stops(stops, on_state, pos)
+
+
 def check_stops(stops: Sequence[int], on_state: object, pos: int) -> list[int]:
     positions = check_positions("stops", stops, pos)
     for before, after in itertools.pairwise(positions):

@@ -21,13 +21,11 @@ from kernels.arguments import (
     check_decay,
     check_key,
     check_mode,
-    check_positive_integer,
     check_query,
+    check_run,
     check_state,
-    check_stops,
     check_token_weight,
     check_value,
-    compute_dtype,
 )
 from kernels.gated_linear_attention import values_probe
 from kernels.stops import OnState, run_in_pieces
@@ -131,18 +129,9 @@ def delta_rule_and_pseudo_values(
     check_token_weight("beta", beta, k)
     check_decay(log_decay, k)
     check_mode(mode, MODES)
-    if chunk_size is not None:
-        check_positive_integer("chunk_size", chunk_size)
-    batch, head, pos, state_k = q.shape
+    batch, head, pos, _ = q.shape
     state_v = v.shape[3]
-    if initial_state is None:
-        state = q.new_zeros(batch, head, state_k, state_v, dtype=compute_dtype(q.dtype))
-    else:
-        check_state("initial_state", initial_state, k, state_v)
-        state = initial_state
-    if stops is None and on_state is not None:
-        raise ValueError("on_state: given without stops, so it would never be called; pass the positions to stop at")
-    ends = [] if stops is None else check_stops(stops, on_state, pos)
+    state, ends = check_run(k, state_v, initial_state, chunk_size, stops, on_state)
     if pos == 0:
         return q.new_zeros(batch, head, 0, state_v), state.new_zeros(batch, head, 0, state_v), state
     size = chunk_size or default_chunk_size(q.device)

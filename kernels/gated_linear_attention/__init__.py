@@ -22,13 +22,11 @@ from .arguments import (
     check_decay,
     check_key,
     check_mode,
-    check_positive_integer,
     check_query,
+    check_run,
     check_state,
-    check_stops,
     check_value,
     check_write,
-    compute_dtype,
 )
 from .chunked import chunked, default_chunk_size, needs_gradient
 from .norms import state_norms
@@ -98,18 +96,9 @@ def gated_linear_attention(
     check_decay(log_decay, k)
     check_write(write, k)
     check_mode(mode)
-    if chunk_size is not None:
-        check_positive_integer("chunk_size", chunk_size)
-    batch, head, pos, state_k = q.shape
+    batch, head, pos, _ = q.shape
     state_v = v.shape[3]
-    if initial_state is None:
-        state = q.new_zeros(batch, head, state_k, state_v, dtype=compute_dtype(q.dtype))
-    else:
-        check_state("initial_state", initial_state, k, state_v)
-        state = initial_state
-    if stops is None and on_state is not None:
-        raise ValueError("on_state: given without stops, so it would never be called; pass the positions to stop at")
-    ends = [] if stops is None else check_stops(stops, on_state, pos)
+    state, ends = check_run(k, state_v, initial_state, chunk_size, stops, on_state)
     if pos == 0:
         return q.new_zeros(batch, head, 0, state_v), state
     size = chunk_size or default_chunk_size(q.device, needs_gradient(q, k, v, log_decay, write, state))

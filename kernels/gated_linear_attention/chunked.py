@@ -9,6 +9,8 @@ which is the chunkwise form of Mamba-2 (arXiv 2405.21060, section 6) and of GLA 
 Chunks are handled side by side while their states are small, otherwise one by one.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -45,42 +47,51 @@ def chunked(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as `reference.recurrent`."""
-    batch, head, pos, _ = q.shape
+    head, pos = q.shape[1:3]
     dtype = state.dtype
     differentiable = needs_gradient(q, k, v, log_decay, write, state)
     outputs = []
-    start = 0
     at_once = SIDE_BY_SIDE.get(q.device.type, SIDE_BY_SIDE["cpu"]) // max(1, state.numel())
     if at_once < 8:
         at_once = 1
-    while start < pos:
-        n_chunks = min(at_once, (pos - start) // chunk_size)
-        length = n_chunks * chunk_size if n_chunks else pos - start
-        n_chunks = max(1, n_chunks)
+    counts = _segments(pos, chunk_size, at_once)
+    lengths = [count * chunk_size for count in counts]
+    lengths[-1] = pos - sum(lengths[:-1])
 
-        def part(x: Tensor, start: int = start, length: int = length, n_chunks: int = n_chunks) -> Tensor:
-            x = x[:, :, start : start + length].to(dtype)
-            return x.reshape(*x.shape[:2], n_chunks, length // n_chunks, *x.shape[3:])
+    # Split, not sliced segment by segment: the gradient of each slice would be a tensor as long as the whole run.
+    def parts(x: Tensor) -> Iterator[Tensor]:
+        for piece, count in zip(x.split(lengths, 2), counts, strict=True):
+            yield piece.to(dtype).unflatten(2, (count, -1))  # [batch, head, chunk, pos, width]
 
+    per_token = log_decay is not None and log_decay.ndim > 1
+    none: list[Tensor | None] = [None] * len(counts)
+    decays: Iterable[Tensor | None] = parts(log_decay) if log_decay is not None and per_token else none
+    writes: Iterable[Tensor | None] = none if write is None else parts(write)
+    for number, (q_part, k_part, values, weights, decay) in enumerate(
+        zip(parts(q), parts(k), parts(v), writes, decays, strict=True)
+    ):
         # A state made here and seen by nobody else is updated in place, which saves a pass over BDH's 8192 x 256
         # numbers. The first one may belong to the caller, and a gradient needs every one of them.
-        overwrite = start > 0 and not differentiable
-        values = part(v)  # [batch, head or 1, chunk, pos, state_v]
-        if write is not None:
-            values = values * part(write).unsqueeze(-1)
-        if log_decay is not None and log_decay.ndim == 4:
-            output, state = _vector_segment(part(q), part(k), values, part(log_decay), strict, state, overwrite)
+        overwrite = number > 0 and not differentiable
+        if weights is not None:
+            values = values * weights.unsqueeze(-1)
+        if decay is not None and decay.ndim == 5:
+            output, state = _vector_segment(q_part, k_part, values, decay, strict, state, overwrite)
         else:
-            g = None
-            if log_decay is not None and log_decay.ndim == 1:
-                g = log_decay.to(dtype)[None, :, None, None].expand(1, head, 1, length // n_chunks)
-            elif log_decay is not None:
-                g = part(log_decay)
-            output, state = _scalar_segment(part(q), part(k), values, g, strict, state, overwrite)
-        outputs.append(output.reshape(batch, head, length, -1))
-        start += length
+            if log_decay is not None and not per_token:
+                decay = log_decay.to(dtype)[None, :, None, None].expand(1, head, 1, q_part.shape[3])
+            output, state = _scalar_segment(q_part, k_part, values, decay, strict, state, overwrite)
+        outputs.append(output.flatten(2, 3))
     output = torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
     return (output if scale == 1.0 else output * scale), state
+
+
+def _segments(pos: int, chunk_size: int, at_once: int) -> list[int]:
+    """Chunks handled side by side in each segment; a last, shorter chunk is a segment of its own."""
+    whole, rest = divmod(pos, chunk_size)
+    counts = [at_once] * (whole // at_once)
+    counts += [whole % at_once] if whole % at_once else []
+    return counts + ([1] if rest else [])
 
 
 def _scalar_segment(

@@ -65,6 +65,8 @@ def pattern_rows(
     """`effective_pattern` without the checks."""
     dtype = compute_dtype(q.dtype)
     _, head, pos, _ = k.shape
+    if not queries or not pos:
+        return q.new_zeros(q.shape[0], head, len(queries), pos, dtype=dtype)
     rows = torch.tensor(queries, dtype=torch.long, device=q.device)
     if len(queries) != pos or queries != list(range(pos)):
         q = q[:, :, rows]

@@ -17,7 +17,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from kernels.gated_linear_attention import gated_linear_attention, trace_entries
+from kernels.gated_linear_attention import effective_pattern, gated_linear_attention, trace_entries
 from tests.benchmarks import Row
 from tests.benchmarks.__main__ import format_table
 
@@ -107,6 +107,29 @@ def small_layers(head: int, pos: int, width: int, repeats: int) -> list[Row]:
     return rows
 
 
+def patterns(head: int, pos: int, width: int, repeats: int) -> list[Row]:
+    """Seconds of the exact pattern, checked by alpha @ v against the recurrence."""
+    rows = []
+    q, k = torch.randn(2, 1, head, pos, width) * 0.2
+    v = torch.randn(1, head, pos, width)
+    for name, log_decay in decays(1, head, pos, width).items():
+        wide = None if log_decay is None else log_decay.double()
+        expected, _ = gated_linear_attention(q.double(), k.double(), v.double(), log_decay=wide, mode="recurrent")
+        error, seconds = 0.0, []
+        for run in range(repeats + 1):
+            start = time.process_time()
+            with torch.no_grad():
+                alpha = effective_pattern(q, k, log_decay=log_decay)
+            if run:
+                seconds.append(time.process_time() - start)
+            else:
+                error = relative_error(alpha @ v, expected)
+        label = f"exact pattern, {name}, H={head} T={pos} K={width}"
+        note = f"one thread, alpha @ v relative error {error:.0e}"
+        rows.append(Row(label, statistics.median(seconds), 1.5, "CPU seconds", note))
+    return rows
+
+
 def bdh_layer(head: int, pos: int, neuron: int, d_model: int, repeats: int) -> list[Row]:
     """BDH's official attention, (q k^T).tril(-1) v with q = k, against chunks, and the cost of 64 traced synapses."""
     shape = f"H={head} T={pos} N={neuron} d={d_model}"
@@ -173,9 +196,10 @@ def run(tiny: bool = False) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if tiny:
-        rows = small_layers(2, 32, 8, 1) + bdh_layer(2, 32, 64, 8, 1)
+        rows = small_layers(2, 32, 8, 1) + bdh_layer(2, 32, 64, 8, 1) + patterns(2, 32, 8, 1)
         return rows + kernel_layers("cpu", torch.float32, 2, 32, 8, 8, time.process_time)
     rows = small_layers(4, 1024, 64, 7) + small_layers(16, 1024, 128, 7)
+    rows += patterns(4, 1024, 64, 5)
     rows += bdh_layer(1, 2048, 8192, 256, 7) + bdh_layer(1, 4096, 8192, 256, 7)
     if torch.cuda.is_available():
         for dtype in (torch.bfloat16, torch.float32):

@@ -66,6 +66,12 @@ def test_a_row_subset_is_those_rows(decay: str, strict: bool, pos: int) -> None:
     assert effective_pattern(inputs.q, inputs.k, **options, queries=[]).shape == (1, HEAD, 0, pos)
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_pattern_of_no_tokens_is_empty(decay: str) -> None:
+    inputs = make_inputs(decay, pos=0)
+    assert effective_pattern(inputs.q, inputs.k, **inputs.pattern_options).shape == (BATCH, HEAD, 0, 0)
+
+
 @pytest.mark.parametrize("decay", ["constant", "scalar", "vector"])
 def test_the_pattern_survives_long_strong_decay_in_float32(decay: str) -> None:
     """After 150 tokens of -20 the cumulative sum is -3000, and the gentle tokens behind it differ by 1e-3."""
