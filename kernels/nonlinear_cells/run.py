@@ -10,7 +10,7 @@ from kernels.arguments import check_mode, check_positions, check_positive_intege
 from kernels.stops import OnState, run_in_pieces
 
 from .arguments import check_cell, check_cell_state, empty_state, slots_of, state_of
-from .cells import Cell, Slots, unwatched
+from .cells import Cell, Slots, Watch, unwatched
 from .loop import loop
 from .newton import newton, shifted
 
@@ -115,7 +115,7 @@ def run_cell(
         slots = slots_of(state)
         x, real = inputs[:, :, start:stop].to(dtype), None if mask is None else mask[:, start:stop]
         if mode == "recurrent" or start in watched:
-            watch = unwatched
+            watch: Watch = unwatched
             if start in watched:
                 watch = _watcher(start, watched[start], on_gate)
             history, slots = loop(cell, x, feed_back, slots, real, watch)
