@@ -42,6 +42,11 @@ class Context:
         self.asked.add(name)
         return self.facts.get(name)
 
+    @property
+    def read_before(self) -> int | Tensor:
+        """Real tokens read in earlier calls: a number, or [batch] where sequences were padded differently."""
+        return self.offset if self.key_mask is None else self.key_mask[:, : self.offset].sum(1)
+
     def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """A tensor that is the same for all layers that use this key: made by the first of them."""
         if key not in self.memo:

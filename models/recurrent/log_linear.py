@@ -19,19 +19,25 @@ from torch import Tensor, nn
 from kernels.fenwick import effective_pattern, log_linear_attention
 from models.context import Context
 from models.mixers import register_mixer
-from models.recurrent.linear_core import refuse_continued
+from models.recurrent.delta import Delta, DeltaConfig
+from models.recurrent.linear_core import watched
 from models.recurrent.mamba2 import Mamba2, Mamba2Config
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
 
 
 class FenwickCore(nn.Module):
-    """Parameter-free. Tensors are [batch, head, pos, width]; `mode` is `"chunked"`, `"parallel"` or `"recurrent"`."""
+    """Parameter-free. Tensors are [batch, head, pos, width]; `mode` is `"chunked"`, `"parallel"` or `"recurrent"`.
+
+    Args:
+        delta: the delta rule under the levels, with `write` as its β; else linear attention. Others as for `LinearCore`.
+    """
 
     transparent_in_names = True
 
-    def __init__(self, scale: float = 1.0, chunk_size: int | None = None) -> None:
+    def __init__(self, scale: float = 1.0, chunk_size: int | None = None, delta: bool = False) -> None:
         super().__init__()
+        self.delta = delta
         self.scale, self.strict, self.chunk_size = scale, False, chunk_size
         self.mode = "chunked"
         meta = PatternMeta(signed=True, rows_sum_to="free", effective=True)
@@ -49,9 +55,8 @@ class FenwickCore(nn.Module):
         levels: Tensor,
         log_decay: Tensor | None = None,
         write: Tensor | None = None,
-        beta: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix values and update the level states. With `beta` the rule is the delta rule, else linear attention with `write`.
+        """Mix values and update the level states.
 
         Args:
             levels: the weight of each level, [batch, pos, head, level], before its hook. Others as for `LinearCore`.
@@ -60,20 +65,18 @@ class FenwickCore(nn.Module):
             output [batch, head, pos, state_v], and the states after the last token if the caller keeps them.
         """
         weights = self.hook_level(levels).transpose(1, 2)
-        rule: dict[str, Any] = {"log_decay": log_decay, "write": write, "beta": beta, "scale": self.scale}
+        strength = {"beta": write} if self.delta else {"write": write}
+        rule: dict[str, Any] = {"log_decay": log_decay, "scale": self.scale, **strength}
         stops: list[int] = []
         if self.hook_state.active:
             stops = self.hook_state.stops(context.offset, q.shape[2])
-        start: int | Tensor = context.offset
-        if context.key_mask is not None:
-            start = context.key_mask[:, : context.offset].sum(1)
         output, final = log_linear_attention(
             q,
             k,
             v,
             weights,
             **rule,
-            start=start,
+            start=context.read_before,
             real=context.mask,
             initial_state=state,
             chunk_size=self.chunk_size,
@@ -82,13 +85,9 @@ class FenwickCore(nn.Module):
             on_state=(lambda t, s: self.hook_state.at(context.offset + t, s)) if stops else None,
             need_state=context.keep_state,
         )
-        if self.hook_pattern.active:
-            refuse_continued(self.hook_pattern, context)
-            pattern = effective_pattern(q, k, weights, **rule, real=context.mask)
-            edited = self.hook_pattern(pattern)
-            if edited is not pattern:
-                output = output + ((edited - pattern) @ v.to(pattern.dtype)).to(output.dtype)
-        return output, final
+        return watched(
+            self.hook_pattern, context, output, v, lambda: effective_pattern(q, k, weights, **rule, real=context.mask)
+        ), final
 
 
 class LevelWeights(nn.Module):
@@ -144,3 +143,35 @@ class LogLinearMamba2(Mamba2):
     def describe(self) -> dict[str, Any]:
         """The layer record of a run manifest."""
         return log_linear_record(super().describe(), "log_linear_mamba2", self.n_levels)
+
+
+@dataclass(frozen=True)
+class LogLinearDeltaConfig(DeltaConfig):
+    """Args: those of `DeltaConfig`. n_levels: level states; 2^(n_levels − 1) tokens are told apart by level."""
+
+    n_levels: int = 12
+    kind: str = "log_linear_delta"
+
+
+@register_mixer(LogLinearDeltaConfig)
+class LogLinearDelta(Delta):
+    """The (gated) delta rule with level states. [batch, pos, d_model] -> same."""
+
+    def __init__(self, config: LogLinearDeltaConfig, d_model: int, switches: dict[str, bool]) -> None:
+        super().__init__(config, d_model, switches)
+        self.n_levels = config.n_levels
+        self.levels = LevelWeights(d_model, self.n_heads, config.n_levels)
+        self.core = FenwickCore(self.core.scale, config.chunk_size, delta=True)  # type: ignore[assignment]
+
+    def core_arguments(self, x: Tensor) -> dict[str, Tensor]:
+        """The level weights."""
+        return {"levels": self.levels(x)}
+
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """None besides the factors: the levels share one write, whose size no level alone tells."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """The layer record of a run manifest."""
+        return log_linear_record(super().describe(), "log_linear_delta", self.n_levels)
