@@ -8,6 +8,7 @@ from typing import Any
 KINDS = {
     "attention": "softmax attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
+    "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "aaren": "Aaren",
 }  # fmt: skip
 
 PATTERN_KIND_WORDS = {

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import models
 from app.panels import attention as attention_panels
 from app.panels import state as state_panels
+from app.panels.base import NothingToShow
 from app.panels.words import memory_words, pattern_words, state_axes
 from app.services import LeastRecentlyUsed, Scene
 from app.theme import theme_called
@@ -167,6 +169,29 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
             continue
         panel.figure(scene(run), light)
         assert panel.facts(scene(run))
+
+
+@pytest.mark.parametrize("name", ["gla", "gateloop", "deltanet", "kda", "mamba", "samba"])
+def test_pages_draw_every_recurrent_form(name: str, store: RunStore) -> None:
+    """Decays per row, delta rules and channel means: every panel of both pages draws, or says why not."""
+    run = trace_run(models.build(name), TEXT[:40], store)
+    light, drawn = theme_called("light"), []
+    for panel in (*attention_panels.PANELS, *state_panels.PANELS):
+        if panel.id == "query-row":
+            continue
+        view = scene(run, tracked=((0, 1),))
+        try:
+            panel.figure(view, light)
+            compile(panel.snippet_body(view), panel.id, "exec")
+            drawn.append(panel.id)
+        except NothingToShow:
+            assert panel.id in ("decay", "signals")
+    assert {"pattern", "state", "spectrum", "state-norms", "tracked", "offsets", "row-profile"} <= set(drawn)
+    if name in ("gla", "kda"):
+        kept = next(panel for panel in state_panels.PANELS if panel.id == "decay")
+        decay = np.exp(run.array("layer.0.log_decay"))
+        assert decay.ndim == 3 and np.allclose(kept.block(scene(run), (0, 3), (0, 40)), decay.mean(-1))
+        assert any("mean over the rows" in fact for fact in kept.facts(scene(run)))
 
 
 def test_states_by_slot_and_traced_entries(model: LanguageModel) -> None:
