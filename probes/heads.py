@@ -109,6 +109,20 @@ class HeadScores:
         found = [(self.layers[i], head, float(scores[i, head])) for i, head in ranked]
         return [place for place in found if not np.isnan(place[2])][:n]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, nan as None."""
+
+        def plain(values: NDArray[np.float64]) -> list[list[float | None]]:
+            return [[float(x) if np.isfinite(x) else None for x in row] for row in values]
+
+        return {
+            "scores": {probe: plain(values) for probe, values in self.scores.items()},
+            "weights": {probe: plain(values) for probe, values in self.weights.items()},
+            "layers": [list(layer) if isinstance(layer, tuple) else layer for layer in self.layers],
+            "measured_on": list(self.measured_on),
+            "largest_share": self.largest_share,
+        }
+
     def __repr__(self) -> str:
         lines = [f"HeadScores({len(self.layers)} layers; {'; '.join(dict.fromkeys(self.measured_on))})"]
         for probe in self.scores:
