@@ -64,17 +64,17 @@ def selective_pattern(
     if not picked or not rows:
         shape = (batch, len(rows), pos) if weights is not None else (batch, len(picked), len(rows), pos)
         return delta.new_zeros(shape, dtype=dtype)
-    at_once = max(1, AT_ONCE // (batch * len(rows) * pos))
+    at_once = max(1, AT_ONCE // (batch * pos * (A.shape[1] if weights is not None else len(rows))))
     blocks = []
     total = delta.new_zeros(batch, len(rows), pos, dtype=dtype)
     with torch.autocast(delta.device.type, enabled=False):
         for start in range(0, len(picked), at_once):
             index = torch.tensor(picked[start : start + at_once], dtype=torch.long, device=delta.device)
-            block = _channels(delta[:, :, index], A[index], B, C, None if D is None else D[index], rows)
+            part = (delta[:, :, index], A[index], B, C, None if D is None else D[index], rows)
             if weights is None:
-                blocks.append(block)
+                blocks.append(_channels(*part))
             else:
-                total = total + torch.einsum("bcqk,c->bqk", block, weights[start : start + at_once].to(dtype))
+                total = total + _sum_of_channels(*part, weights[start : start + at_once])
     return total if weights is not None else torch.cat(blocks, 1)
 
 
@@ -84,8 +84,24 @@ def _channels(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, 
     log_decay = step.unsqueeze(-1) * A[:, None].to(dtype)
     queries, keys = (x.unsqueeze(1).expand(-1, step.shape[1], -1, -1) for x in (C.to(dtype), B.to(dtype)))
     alpha = pattern_rows(queries, keys, log_decay, step, 1.0, False, rows)
-    if D is None:
-        return alpha
+    return alpha if D is None else alpha + D.to(dtype)[:, None, None] * _diagonal(rows, delta)
+
+
+def _sum_of_channels(
+    delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, rows: list[int], weights: Tensor
+) -> Tensor:
+    """Weighted sum over the channels, [batch, query, key]: the pattern of one head whose key channels are all pairs (channel, state)."""
+    dtype = compute_dtype(B.dtype)
+    step, weights = delta.to(dtype), weights.to(dtype)
+    log_decay = step.unsqueeze(-1) * A.to(dtype)  # [batch, pos, channel, state]
+    keys = (step * weights).unsqueeze(-1) * B.to(dtype).unsqueeze(2)
+    queries = C.to(dtype).unsqueeze(2).expand_as(keys)
+    queries, keys, log_decay = (x.flatten(2).unsqueeze(1) for x in (queries, keys, log_decay))
+    alpha = pattern_rows(queries, keys, log_decay, None, 1.0, False, rows).squeeze(1)
+    return alpha if D is None else alpha + (weights * D.to(dtype)).sum() * _diagonal(rows, delta)
+
+
+def _diagonal(rows: list[int], delta: Tensor) -> Tensor:
+    """True where the key is the query itself, [query, key]."""
     place = torch.tensor(rows, dtype=torch.long, device=delta.device).unsqueeze(-1)
-    on_diagonal = place == torch.arange(step.shape[2], device=delta.device)
-    return alpha + D.to(dtype)[:, None, None] * on_diagonal
+    return place == torch.arange(delta.shape[1], device=delta.device)
