@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .result import AttentionStatistics
@@ -154,7 +153,7 @@ class HeadSums:
         """Fill `weights` with e_ij and return 1 / l_i, 0 for rows that read nothing. [row]. Changes the cells."""
         if self.kind == "share":  # |α| / Σ|α| is the softmax of log |α|
             least = torch.finfo(cells.dtype).tiny  # below it a logarithm takes ten times as long
-            F.threshold_(cells.abs_().clamp_(min=least).log2_(), math.log2(least), NOTHING)
+            torch.threshold_(cells.abs_().clamp_(min=least).log2_(), math.log2(least), NOTHING)
         self.see.hide(cells, self.item, start, low, NOTHING)
         top, at = largest(cells, 1) if "largest" in self.wanted else (cells.amax(1, keepdim=True), None)
         some = self._note(top[:, 0] > NOTHING / 2, start)

@@ -1,6 +1,6 @@
 """What the statistics are, and what can be read off them afterwards without looking at the pattern again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,7 +62,6 @@ class AttentionStatistics:
     map: Tensor | None = None
     top_weights: Tensor | None = None
     top_keys: Tensor | None = None
-    notes: tuple[str, ...] = field(default=())
 
     def need(self, name: str) -> Tensor:
         """One of the statistics; raises ValueError saying what to ask for when it was not computed."""

@@ -338,6 +338,16 @@ def test_rows_that_read_nothing_are_nan_and_count_for_nothing() -> None:
     assert torch.allclose(found.need("received")[0, 0, :5], total[:5])
 
 
+def test_shares_of_tiny_weights() -> None:
+    """Rows whose weights are all near the end of float32 keep their proportions, and zeros stay next to nothing."""
+    pattern = torch.tensor([[3e-30, 0.0, 1e-30], [0.0, 2e-37, 6e-37], [0.0, 0.0, 0.0]])[None, None]
+    found = pattern_statistics(pattern, causal="none", top_k=3)
+    assert torch.allclose(found.need("top_weights")[0, 0, 0], torch.tensor([0.75, 0.25, 0.0]), atol=1e-6)
+    assert found.need("top_keys")[0, 0, :2, 0].tolist() == [0, 2]
+    assert torch.allclose(found.need("largest")[0, 0, :2], torch.tensor([0.75, 0.75]), atol=1e-6)
+    assert found.need("entropy")[0, 0, 2].isnan()
+
+
 def test_visible_cells_are_the_rule_cell_by_cell() -> None:
     see = Visibility(5, 8, "inclusive", 3, None, torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]]))
     visible = visible_cells(see, 1)[0]
