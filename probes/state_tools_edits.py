@@ -52,10 +52,14 @@ def scale_write(
     that does not write lets nothing fade.
     """
     layer = range(model.n_layers)[layer]
-    points = model.mixers[layer].factor_points
+    points = dict(model.mixers[layer].factor_points)
+    if _weighs_with_keys(model, layer):
+        points["write"] = points["key"]
+    elif "write" not in points and _has(model, layer, "step"):
+        points["write"] = _signal(model, layer, "step")
     if "write" not in points and "value" not in points:
         raise HookError(f"Layer {layer} ({_kind(model, layer)}) has neither write strengths nor values to scale.")
-    point = points.get("write") or (points["key"] if _weighs_with_keys(model, layer) else points["value"])
+    point = points.get("write") or points["value"]
     return [Scale(point.name, factor=factor, **_where(point, heads, positions))]
 
 
@@ -167,8 +171,16 @@ def freeze(
 ) -> list[Intervention]:
     """Let the state pass some tokens unchanged: they write nothing and nothing fades. Momentum, where there is any, is lost."""
     layer = range(model.n_layers)[layer]
+    if _has(model, layer, "input_gate") and _has(
+        model, layer, "forget_gate"
+    ):  # exponential gates, before their stabiliser
+        return [
+            Patch(_signal(model, layer, role).name, value=torch.tensor(value), heads=heads, positions=positions)
+            for role, value in (("input_gate", NEVER), ("forget_gate", -NEVER))
+        ]
     interventions = scale_write(model, layer, 0.0, heads=heads, positions=positions)
-    if _weighs_with_keys(model, layer):  # its decays only change the unit in which both sums are kept
+    # Aaren's decays only change the unit in which both sums are kept; a step of Mamba that is zero lets nothing fade
+    if _weighs_with_keys(model, layer) or _has(model, layer, "step"):
         return interventions
     if "log_decay" in model.mixers[layer].factor_points:
         interventions += clamp_gate(model, layer, 1.0, heads=heads, positions=positions)

@@ -288,6 +288,25 @@ def test_ablations(case: Any) -> None:
         assert same(z_of(model, ablate_modes(model, LAYER, 1)), run(family, edited)[0])
 
 
+@pytest.mark.parametrize("name", [n for n, record in ARCHITECTURES.items() if "state" in record.shows])
+def test_freezing_stops_every_memory_or_says_why_not(name: str) -> None:
+    """All architectures: the state after the frozen tokens is the one before them, and readings work or refuse in words."""
+    model = lively(name)
+    layer = next(p.layer_index for p in model.hook_points.points.values() if p.role == "state")
+    assert layer is not None
+    assert "state norm" in token_table(model, tokens(), layer)
+    try:
+        verbs = freeze(model, layer, [7, 8])
+    except HookError as error:
+        assert any(word in str(error) for word in ("constant rate", "neither write strengths nor values"))
+        return
+    if name.startswith("bdh") or name == "aaren":
+        return  # the value is the stream; the unit of the sums changes: see above
+    reading = model.states(tokens(), [6, 8], layers=layer, hooks=verbs)[layer]
+    before, after = (reading[:, i].sum(2) if reading.dim() > 5 else reading[:, i] for i in range(2))
+    assert same(after, before)
+
+
 def test_verbs_are_files_too(tmp_path: Any) -> None:
     model = lively("mamba2")
     f = factors_of(model, tokens())
