@@ -1,7 +1,7 @@
 """`NeuralMemory`: projections, gates and first weights around a memory that learns while it reads; shared by Titans and Miras.
 
     q, k, v = SiLU(conv(W x));   q, k <- q/|q|, k/|k| per head
-    step = σ(W_θ x + b)·max_step,  e^{log_decay} = 1 − σ(W_α x + b),  e^{log_momentum} = σ(W_η x + b),  threshold = softplus(W_δ x + b)
+    step = σ(W_θ x + b)·max_step,  e^{log_decay} = 1 − σ(W_α x + b),  e^{log_momentum} = σ(W_η x + b),  threshold = √d softplus(W_δ x + b)
     z_t = M(q_t; W_t)                                                        memory_core.py
 
 One number per token and head for each gate. The first weights of an MLP are learned; a matrix begins empty, so that its pattern is the
@@ -78,7 +78,12 @@ class NeuralMemory(nn.Module):
             torch.full((config.n_heads,), -4.0)
         )  # no linear map's, which would begin at zero
         self.momentum = nn.Linear(d_model, config.n_heads) if config.momentum else None
-        self.threshold = nn.Linear(d_model, config.n_heads) if loss.needs_threshold else None
+        self.threshold: nn.Linear | None = None
+        if loss.needs_threshold:
+            self.threshold = nn.Linear(d_model, config.n_heads, bias=False)
+            self.threshold_bias = nn.Parameter(
+                torch.ones(config.n_heads)
+            )  # 1.3 √d_head, a little more than an untrained error
         self.first: nn.Parameter | None = None
         if not self.core.linear:
             self.first = nn.Parameter(torch.empty(config.n_heads, *memory.shape))
@@ -99,13 +104,14 @@ class NeuralMemory(nn.Module):
         self.hook_z = HookPoint("z", "batch pos head d_head")
 
     def initialise_own(self) -> None:
-        """Memories begin as a network of unit gain, forget about 2 % per token and take middling steps."""
+        """Memories begin as a network of unit gain (behind a softmax: with logits of unit variance) and forget about 2 % per token."""
         with torch.no_grad():
             bound = self.config.d_conv**-0.5
             self.conv.uniform_(-bound, bound)
             if self.first is not None:
                 layers = self.core.memory.unpack(torch.randn_like(self.first))
-                self.first.copy_(self.core.memory.pack([w / w.shape[-2] ** 0.5 for w in layers]))
+                gains = [1.0 if self.config.link == "softmax" else w.shape[-2] ** -0.5 for w in layers]
+                self.first.copy_(self.core.memory.pack([w * gain for w, gain in zip(layers, gains, strict=True)]))
 
     def forward(
         self, x: Tensor, context: Context, carried: dict[str, Tensor] | None
@@ -147,7 +153,8 @@ class NeuralMemory(nn.Module):
         if self.momentum is not None:
             gates["log_momentum"] = self.hook_log_momentum(F.logsigmoid(self.momentum(x).to(precise)))
         if self.threshold is not None:
-            gates["threshold"] = self.hook_threshold(F.softplus(self.threshold(x).to(precise)))
+            threshold = F.softplus((self.threshold(x) + self.threshold_bias).to(precise))
+            gates["threshold"] = self.hook_threshold(self.d_head**0.5 * threshold)
         return gates
 
     def _initial(self, x: Tensor, carried: dict[str, Tensor] | None) -> Carry | Tensor:

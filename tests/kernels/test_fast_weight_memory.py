@@ -266,6 +266,28 @@ def test_links_say_what_the_paper_and_the_mathematics_say() -> None:
     assert error(stepped.sum(0), torch.ones(4, dtype=torch.float64)) < EXACT
 
 
+def test_the_gradient_through_a_norm_needs_its_parentheses() -> None:
+    """flash-linear-attention 0.6.0 (ops/titans/naive.py) divides two of the three terms of the gradient of a layer norm by its scale and
+    width, and not the first. Ours is the derivative; that formula is off by a factor of the order of the width."""
+    memory = Memory(64, 64, output="norm_residual")
+    generator = torch.Generator().manual_seed(0)
+    w, k, v = (torch.randn(n, 64, generator=generator, dtype=torch.float64) for n in (64, 10, 10))
+    w, k = w / 8, F.normalize(k, dim=-1)
+    y = (k @ w).requires_grad_()
+    normal = F.layer_norm(y, (64,), eps=1e-6)
+    (true,) = torch.autograd.grad(0.5 * (k + normal - v).square().sum(), y)
+    _, (ours,), _ = memory.write_factors(w, k, lambda m: m - v)
+    assert error(ours, true) < EXACT
+    scale, e, n = (
+        (y.detach().var(-1, correction=0, keepdim=True) + 1e-6).sqrt(),
+        (k + normal - v).detach(),
+        normal.detach(),
+    )
+    published = 64 * e - e.sum(-1, keepdim=True) / (64 * scale) - n * (e * n).sum(-1, keepdim=True) / (64 * scale)
+    relative = float((published - true).norm() / true.norm())
+    assert 5 < relative < 64
+
+
 def test_sixteen_bit_inputs_are_summed_in_float32() -> None:
     args, options = inputs(MEMORIES["mlp2"], 20)
     half = [x.to(torch.bfloat16) for x in args[:4]]
