@@ -1,4 +1,4 @@
-"""Delta-rule layers with the weights of Hugging Face's Qwen3-Next and Kimi Linear layers; and what our exact pattern explains of a
+"""Delta-rule layers with the weights of Hugging Face's Qwen3-Next, Kimi Linear and OLMo Hybrid; and what our exact pattern explains of a
 Qwen3-Next layer's own output, beside TransformerLens's effective attention, both run on one model."""
 
 from typing import Any
@@ -140,6 +140,37 @@ def test_kimi_delta_attention() -> None:
             "A_log": weights["forget_gate.A_log"].flatten(),
             "gate.0.weight": weights["g_a_proj.weight"],
             "gate.1.weight": weights["g_b_proj.weight"],
+            "norm.w": weights["o_norm.weight"],
+            "output.weight": weights["o_proj.weight"],
+        }
+    )
+    agree(ours, theirs, SAME)
+
+
+# ----------------------------------------------------------------------------------------------- OLMo Hybrid
+
+
+def test_olmo_hybrid() -> None:
+    """Gated DeltaNet with β in (0, 2): a write may flip what its key recalls."""
+    from transformers import OlmoHybridConfig
+    from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
+
+    config = OlmoHybridConfig(hidden_size=D_MODEL, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+                              linear_num_key_heads=3, linear_num_value_heads=3, linear_key_head_dim=8,
+                              linear_value_head_dim=6, linear_allow_neg_eigval=True, num_attention_heads=2)  # fmt: skip
+    theirs = OlmoHybridGatedDeltaNet(config, 0).eval()
+    spread(theirs)
+    ours = Delta(DeltaConfig(3, 8, 6, decay="scalar", gate="silu", negative_eigenvalues=True), D_MODEL, {})
+    weights = {name: value.detach() for name, value in theirs.named_parameters()}
+    ours.load_state_dict(
+        {
+            "input.weight": torch.cat([weights[f"{name}_proj.weight"] for name in "qkv"]),
+            "conv": weights["conv1d.weight"][:, 0],
+            "write.weight": weights["b_proj.weight"],
+            "decay.weight": weights["a_proj.weight"],
+            "dt_bias": weights["dt_bias"],
+            "A_log": weights["A_log"],
+            "gate.weight": weights["g_proj.weight"],
             "norm.w": weights["o_norm.weight"],
             "output.weight": weights["o_proj.weight"],
         }
