@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 FLOORS := $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /__init__.py,kernels workbench models probes case_studies app)))
 ARGS  ?=
+# Every worker computes on one thread. More than two help little: a few long tests decide.
+WORKERS ?= 2
 
 IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 find_python = $(shell for candidate in python3 python3.11 python3.12 python3.13; do \
@@ -35,7 +37,7 @@ run: $(STAMP)  ## open the dashboard (ARGS="--port 8060" passes options on)
 
 # pytest comes last so that its summary is the last line.
 test: $(STAMP) lint check  ## lint, type check, dependency check and every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests alone
 	$(BIN)/python -m pytest -m slow $(ARGS)
