@@ -68,10 +68,11 @@ def test_gla_is_its_paper(decay: str, mode: str) -> None:
             assert (got[row, t] - layer.output.weight @ torch.cat(parts)).abs().max() < EXACT
 
 
+@pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("mode", ["chunked", "recurrent", "parallel"])
-def test_gateloop_is_its_paper(mode: str) -> None:
+def test_gateloop_is_its_paper(mode: str, width: int) -> None:
     """Katsch 2023, section 3: a complex state that every token scales and turns, read by its real part."""
-    layer = filled(GateLoop(GateLoopConfig(n_heads=3, d_head=2), D_MODEL, {}))
+    layer = filled(GateLoop(GateLoopConfig(n_heads=3, d_head=width), D_MODEL, {}))
     layer.core.mode = mode
     x = inputs()
     cut = 9
@@ -79,7 +80,7 @@ def test_gateloop_is_its_paper(mode: str) -> None:
     second, _ = layer(x[:, cut:], context(LENGTH - cut, cut), carried)
     got = torch.cat([first, second], dim=1)
     for row in range(2):
-        states = torch.zeros(3, 2, 2, dtype=torch.complex128)
+        states = torch.zeros(3, width, width, dtype=torch.complex128)
         for t in range(LENGTH):
             token = x[row, t]
             a = torch.polar(
@@ -88,7 +89,7 @@ def test_gateloop_is_its_paper(mode: str) -> None:
             )
             parts = []
             for head in range(3):
-                own = slice(2 * head, 2 * head + 2)
+                own = slice(width * head, width * (head + 1))
                 q, k, v = (part.weight[own] @ token for part in (layer.query, layer.key, layer.value))
                 states[head] = a[own, None] * states[head] + torch.outer(k, v)
                 parts.append((q.to(states.dtype) @ states[head]).real * silu(layer.gate.weight[own] @ token))
