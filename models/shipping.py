@@ -17,7 +17,7 @@ from models.decoder import Decoder
 from models.diagram import model_blocks
 from workbench.lab.checkpoints import read_json, read_tensors
 
-LARGEST = 4_000_000  # bytes of a shipped weights file
+LARGEST = 16_000_000  # bytes of a shipped weights file
 
 
 def training_card(folder: Path, command: str | None = None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _licence(data: dict[str, Any]) -> str:
 
 
 def ship(folder: Path, model: Decoder, name: str, card: dict[str, Any], destination: Path | None = None) -> Path:
-    """Write a shipped model. Refuses one whose weights file is larger than 4 MB."""
+    """Write a shipped model. Refuses one whose weights file is larger than 16 MB."""
     target = (destination or registry.SHIPPED) / name
     size = sum(p.numel() * 4 for p in model.state_dict().values())
     if size > LARGEST:
@@ -92,9 +92,9 @@ def models_page() -> str:
         "",
         "## Shipped",
         "",
-        "The four English models saw the same bytes in the same number of steps. Losses are nats per byte on held-out text; the",
-        "3-gram is an interpolated Kneser–Ney model of the same training text, on the same windows. The circuit model's loss is on its",
-        "task.",
+        "The four English models saw the same bytes in the same number of steps; `bdh-concepts` read generated English and French.",
+        "Losses are nats per byte on held-out text; the 3-gram is an interpolated Kneser–Ney model of the same training text, on the",
+        "same windows. The circuit model's loss is on its task.",
         "",
         "| name | architecture | parameters | held-out loss | 3-gram | data | licence of the data |",
         "|---|---|---|---|---|---|---|",
@@ -126,12 +126,25 @@ def models_page() -> str:
         lines.append("- held-out loss by step: " + ", ".join(f"{p['step']}: {p['validation_loss']:.3f}" for p in steps))
         for name, value in record.card.get("circuit", {}).items():
             lines.append(f"- {name}: {value}")
+        if "concepts" in record.card:
+            lines += _concept_lines(record.card["concepts"])
     lines += ["", "## Architectures", "", "| name | family | paper | shows | description |", "|---|---|---|---|---|"]
     for kind in registry.ARCHITECTURES.values():
         lines.append(
             f"| `{kind.name}` | {kind.family} | {kind.paper or '–'} | {', '.join(kind.shows)} | {kind.description} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _concept_lines(report: dict[str, Any]) -> list[str]:
+    """What `models.bdh.concept_report` measured, as a table by split and a line on sparsity."""
+    columns = list(next(iter(report["losses"].values())))
+    lines = ["", "| fresh text | " + " | ".join(columns) + " | answers right |", "|---" * (len(columns) + 2) + "|"]
+    for split, losses in report["losses"].items():
+        cells = [f"{losses[column]:.3f}" for column in columns] + [f"{report['answers'][split]['all']:.0%}"]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    shares = "; ".join(f"{name} {', '.join(f'{s:.1%}' for s in layers)}" for name, layers in report["active"].items())
+    return [*lines, "", f"- neurons that are not 0, by layer: {shares}"]
 
 
 def main() -> None:
