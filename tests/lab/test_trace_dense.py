@@ -171,7 +171,11 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
         assert panel.facts(scene(run))
 
 
-@pytest.mark.parametrize("name", ["gla", "gateloop", "deltanet", "kda", "mamba", "samba"])
+RECURRENT = ("gla", "gateloop", "deltanet", "kda", "mamba", "samba", "aaren", "loglinear-gdn")
+TEST_TIME = ("titans", "titans-linear", "titans-mag", "memora")
+
+
+@pytest.mark.parametrize("name", [*RECURRENT, *TEST_TIME])
 def test_pages_draw_every_recurrent_form(name: str, store: RunStore) -> None:
     """Decays per row, delta rules and channel means: every panel of both pages draws, or says why not."""
     run = trace_run(models.build(name), TEXT[:40], store)
