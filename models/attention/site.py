@@ -56,6 +56,7 @@ class Attention(HeadWeights, nn.Module):
         self.sizes = config.sizes(d_model)
         self.n_heads, self.n_kv, self.scale = self.sizes.n_heads, self.sizes.n_kv, self.sizes.scale
         self.n_maps, self.d_head, self.d_value = self.sizes.n_maps, self.sizes.d_head, self.sizes.d_value
+        self.n_key_maps, self._grouped = self.sizes.n_key_maps, self.n_kv < self.n_heads
         self._build_projections(d_model)
         self._build_parts()
         self._declare_hook_points()
@@ -98,6 +99,7 @@ class Attention(HeadWeights, nn.Module):
         self._reweights, self._additions, self._posts = (
             tuple(parts.values()) for parts in (self.reweight, self.mix, self.post)
         )
+        self._turns = bool(self._rotations) or self.qk_norm is not None
         self.causal = config.causal if self.mask is None or self.mask.causal is None else self.mask.causal
         self.continues = self.causal or (self.mask is not None and self.mask.continues)
         self.fusable = (
@@ -173,7 +175,12 @@ class Attention(HeadWeights, nn.Module):
                 "Expected the whole text in one call."
             )
         known = carried if context.cross else None  # a source is projected once
-        q, k = self._queries_and_keys(x, context, known) if self.matches else (None, None)
+        q, k = None, None
+        if self.matches:
+            q = self.hook_q(self._project(x[0], self.query, self.n_maps))
+            k = self.hook_k(self._project(x[1], self.key, self.n_key_maps)) if known is None else known["key"]
+            if self._turns:
+                q, k = self._turned(q, k, context, known is None)
         v = self.hook_v(self._project(x[2], self.value, self.n_kv)) if known is None else known["value"]
         if carried is not None and known is None:
             k = None if k is None else torch.cat([carried["key"], k], dim=1)
@@ -181,42 +188,40 @@ class Attention(HeadWeights, nn.Module):
         handed_on: dict[str, Tensor] = {}
         if context.keep_state:
             handed_on = {"value": v} if k is None else {"key": k, "value": v}
-        stream = x[0] if stream is None else stream
-        if self._fast(context, x[0].shape[1]):
-            z = self._fused(q, k, v, None, self.causal and not context.cross and x[0].shape[1] > 1)
+        length = x[0].shape[1]
+        if self._fast(context, length):
+            z = self._fused(q, k, v, None, length > 1 and self.causal and not context.cross)
         else:
-            z = self._mix(q, k, v, Call(stream, context, carried, handed_on, self.sizes))
-        for post in self._posts:
-            z = post(z, stream)
+            call = Call(x[0] if stream is None else stream, context, carried, handed_on, self.sizes)
+            z = self._mix(q, k, v, call)
+        if self._posts:
+            for post in self._posts:
+                z = post(z, x[0] if stream is None else stream)
         return self._out(z), handed_on
 
-    def _queries_and_keys(
-        self, x: tuple[Tensor, Tensor, Tensor], context: Context, known: dict[str, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Rotated queries and this call's rotated keys, [batch, pos, map, d_head]."""
-        q = self.hook_q(self._project(x[0], self.query, self.n_maps))
-        k = self.hook_k(self._project(x[1], self.key, self.sizes.n_key_maps)) if known is None else known["key"]
+    def _turned(self, q: Tensor, k: Tensor, context: Context, new: bool) -> tuple[Tensor, Tensor]:
+        """Rotated and normalised queries and keys, [batch, pos, map, d_head]; keys that are not `new` are so already."""
         early = self.qk_norm is not None and not self.qk_norm.config.after_rotation
-        if self.qk_norm is not None and early:
-            q, k = self.qk_norm(q, "query"), self.qk_norm(k, "key") if known is None else k
+        if early:
+            q, k = self.qk_norm(q, "query"), self.qk_norm(k, "key") if new else k
         if self._rotations:
             for part in self._rotations:
                 prepared = part.prepare(context.positions, context, q.dtype)
                 q = part(q, prepared, "query")
-                if known is None:
+                if new:
                     if context.cross:
                         prepared = part.prepare(context.key_positions, context, q.dtype)
                     k = part(k, prepared, "key")
-            q, k = self.hook_rot_q(q), self.hook_rot_k(k) if known is None else k
+            q, k = self.hook_rot_q(q), self.hook_rot_k(k) if new else k
         if self.qk_norm is not None and not early:
-            q, k = self.qk_norm(q, "query"), self.qk_norm(k, "key") if known is None else k
+            q, k = self.qk_norm(q, "query"), self.qk_norm(k, "key") if new else k
         return q, k
 
     def _project(self, x: Tensor, linear: Any, heads: int) -> Tensor:
         """[batch, pos, d_model] -> [batch, pos, head, width]; with an input of its own for each head, [batch, pos, head, d_model] too."""
         if x.dim() == 3:
-            out = linear(x)
-            return out.view(out.shape[0], out.shape[1], heads, -1)
+            batch, length, _ = x.shape
+            return linear(x).view(batch, length, heads, -1)
         if hasattr(linear, "per_head"):
             return linear.per_head(x, heads)
         out = torch.einsum("bphm,hdm->bphd", x, linear.weight.unflatten(0, (heads, -1)))
@@ -237,7 +242,7 @@ class Attention(HeadWeights, nn.Module):
             attn_mask=mask,
             is_causal=causal,
             scale=self.scale,
-            enable_gqa=self.n_kv < self.n_heads,
+            enable_gqa=self._grouped,
         )
         return self.hook_z(z.transpose(1, 2))
 
