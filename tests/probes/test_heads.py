@@ -12,7 +12,7 @@ from models.attention.site import AttentionConfig
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.registry import ARCHITECTURES
 from probes.heads import PROBES, HeadScores, head_scores
-from workbench.instrument.errors import RefusedByPattern
+from workbench.instrument.errors import HookError, RefusedByPattern
 from workbench.instrument.interventions import Ablate
 from workbench.instrument.patterns import Pattern, PatternMeta
 from workbench.instrument.selection import Select
@@ -384,29 +384,37 @@ def test_padding_and_order_of_the_batch_do_not_matter(side: str) -> None:
     assert plain.largest_share == with_padding.largest_share
 
 
+# softmax over all of the past with nothing that tells tokens apart but random weights: close to uniform, so every score is close to 0
+PLAIN = ("gpt2", "gpt", "llama", "gptj", "attention-only")
+
+
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_every_architecture_can_be_asked(name: str) -> None:
-    """Scores of random weights are finite and small, signed patterns are labelled, shared depth is labelled by step."""
+    """Scores of random weights are finite, what is measured is what the pattern is, shared depth is labelled by step; or it is refused."""
     model = models.build(name)
-    scores = head_scores(model, induction(8))
-    heads = model.mixers[0].describe()["n_heads"]
-    passes = model.n_layers * model.loops
-    assert len(scores.layers) == passes
+    batch = induction(8)
+    patterns = {} if "pattern" not in model.hook_points.roles else model.patterns(batch.tokens[:1])
+    if not patterns or any(pattern.meta.columns != "token" for pattern in patterns.values()):
+        with pytest.raises(HookError):
+            head_scores(model, batch)
+        return
+    scores = head_scores(model, batch)
+    assert scores.layers == tuple(patterns)
     if model.loops > 1:
-        assert set(scores.layers) == {(layer, step) for layer in range(3) for step in range(2)}
-    signed = "state" in ARCHITECTURES[name].shows
-    assert set(scores.measured_on) == {"|α|, each row divided by its sum" if signed else "attention weights"}
-    for probe in PROBES:
-        assert scores[probe].shape == (passes, heads)
-        if probe == "current_token" and name == "bdh":
-            assert np.isnan(scores[probe]).all()
-            continue
-        assert np.isfinite(scores[probe]).all()
-        if not signed and name not in (
-            "alibi",
-            "looped",
-        ):  # softmax at random weights without a bias is close to uniform
-            assert np.abs(scores[probe]).max() < 0.05, probe
+        assert set(scores.layers) == {(layer, step) for layer in range(model.n_layers) for step in range(model.loops)}
+    for row, pattern in enumerate(patterns.values()):
+        wanted = "attention weights" if pattern.meta.is_distribution else "|α|, each row divided by its sum"
+        assert scores.measured_on[row] == wanted
+        heads = pattern.values.shape[1]
+        for probe in PROBES:
+            values = scores[probe][row]
+            assert np.isnan(values[heads:]).all()
+            if probe == "current_token" and pattern.meta.causal == "strict":
+                assert np.isnan(values).all()
+                continue
+            assert np.isfinite(values[:heads]).all(), probe
+            if name in PLAIN:
+                assert np.abs(values[:heads]).max() < 0.05, probe
     assert isinstance(repr(scores), str) and isinstance(scores, HeadScores)
 
 
