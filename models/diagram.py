@@ -6,6 +6,15 @@ from models.bdh.model import BDH
 from models.decoder import Decoder
 from models.language_model import LanguageModel
 
+LABELS = {
+    "retention": "Retention",
+    "mamba2": "Mamba-2",
+    "log_linear_mamba2": "Log-linear Mamba-2",
+    "gla": "Gated linear",
+    "gateloop": "GateLoop",
+    "delta": "Delta rule",
+}
+
 
 def model_blocks(model: Decoder) -> list[dict[str, Any]]:
     """`{kind, label, detail, layer}` of each part in the order of the forward pass; `layer` is None before and after the layers."""
@@ -45,6 +54,11 @@ def _mixer_words(record: dict[str, Any], position: Any) -> tuple[str, str]:
         shared = "" if keys == heads else f", {keys} kv"
         where = f", {position}" if position in ("rope", "alibi") and not shared else ""
         return "Attention", f"{heads} heads{shared or where}"
-    shape = record["state"]["shape"]
-    label = {"retention": "Retention", "mamba2": "Mamba-2"}.get(record["kind"], record["kind"].capitalize())
-    return label, f"{heads} × {shape[1]}×{shape[2]}"
+    label = LABELS.get(record["kind"], record["kind"].replace("_", " ").capitalize())
+    state = record.get("state")
+    if not state:
+        return label, f"{heads} heads"
+    sizes = [str(size) for size in state["shape"]]
+    if state["axes"][0] == "head":
+        return label, f"{sizes[0]} × {'×'.join(sizes[1:])}"
+    return label, "×".join(sizes)  # a state without heads
