@@ -5,7 +5,7 @@ from typing import Any
 
 from models.attention.alibi import AlibiConfig
 from models.attention.rotary import RopeConfig
-from models.attention.stages import Reweight, Sizes, part_class
+from models.attention.stages import Mask, Reweight, Sizes, part_class
 from models.parts.positions import POSITIONS
 from workbench.instrument.errors import suggestion
 
@@ -107,7 +107,9 @@ class AttentionConfig:
             )
         d_head = self.d_head or d_model // (self.n_heads * maps)
         scale = self.scale if self.scale is not None else d_head**-0.5
-        return Sizes(d_model, self.n_heads, n_kv, maps, d_head, self.d_value or d_head * maps, scale, self.causal)
+        mask: type[Mask] | None = None if self.mask is None else part_class(self.mask, "mask", ("mask",))  # type: ignore[assignment]
+        causal = self.causal if mask is None or mask.causal is None else mask.causal
+        return Sizes(d_model, self.n_heads, n_kv, maps, d_head, self.d_value or d_head * maps, scale, causal)
 
 
 def several(value: Any) -> tuple[Any, ...]:

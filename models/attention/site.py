@@ -100,7 +100,7 @@ class Attention(HeadWeights, nn.Module):
             tuple(parts.values()) for parts in (self.reweight, self.mix, self.post)
         )
         self._turns = bool(self._rotations) or self.qk_norm is not None
-        self.causal = config.causal if self.mask is None or self.mask.causal is None else self.mask.causal
+        self.causal = self.sizes.causal
         self.continues = self.causal or (self.mask is not None and self.mask.continues)
         self.fusable = (
             self.matches

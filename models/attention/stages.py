@@ -34,7 +34,8 @@ from workbench.instrument.patterns import PatternMeta
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a site. `n_maps` score maps become `n_heads` patterns (more maps than heads only where a reweighting joins them)."""
+    """The sizes of a site. `n_maps` score maps become `n_heads` patterns (more maps than heads only where a reweighting joins them).
+    `causal`: no token reads the future, neither by the configuration nor by its mask."""
 
     d_model: int
     n_heads: int

@@ -561,6 +561,19 @@ def test_prefixes_and_documents_of_a_call() -> None:
     assert largest(logits[:, :5] - packed(text()[:, :5], facts={"documents": ids[:, :5]})) < EXACT
 
 
+@pytest.mark.parametrize("mask", [PrefixConfig(5), BlockCausalConfig(5)], ids=str)
+def test_positions_ahead_are_told_from_the_own(mask: Any) -> None:
+    """Where a mask lets tokens read the future, relative terms and T5's buckets know keys ahead from the query itself."""
+    for config, name in (
+        (RelativeEmbeddingConfig(8), "relative_embedding"),
+        (RelativeConfig(), "relative"),
+        (T5BiasConfig(8, 16), "t5"),
+    ):
+        point = f"bias.{name}.hook_bias"
+        bias = seen(built(AttentionConfig(4, position=config, mask=mask)), point)[point]
+        assert float((bias[:, :, 1, 4] - bias[:, :, 1, 1]).abs().min()) > 1e-4
+
+
 def test_reading_the_future() -> None:
     """Bidirectional attention: no row depends on the order of the others without positions; padding is not read; no state."""
     model = built(AttentionConfig(4, position="none", causal=False), layers=2)
