@@ -151,6 +151,14 @@ class MLSTMCore(nn.Module):
             "write": self.hook_write,
         }
 
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Per-token signals: {name: (point, label, unit)}."""
+        return {
+            "denominator": (self.hook_denominator, "denominator, scaled by exp(−m)", None),
+            "stabiliser": (self.hook_stabiliser, "stabiliser m: log of the largest write so far", "nats"),
+        }
+
     def record(self, kind: str, n_heads: int, d_key: int, d_head: int) -> dict[str, Any]:
         """The layer record of a run manifest."""
         return linear_record(kind, self, n_heads, n_heads, n_heads, (n_heads, d_key, d_head))
@@ -255,6 +263,11 @@ class MLSTM(nn.Module):
     def factor_points(self) -> dict[str, HookPoint]:
         """The hook points that determine pattern and state."""
         return self.core.factor_points
+
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Per-token signals of the memory; the output gate, having heads, is one anyway."""
+        return self.core.signal_points
 
     def constant_factors(self) -> dict[str, Tensor]:
         """None: every factor depends on the input."""

@@ -126,6 +126,11 @@ class MLSTMBlock(nn.Module):
         """The hook points that determine pattern and state."""
         return self.core.factor_points
 
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Per-token signals of the memory and its output gate."""
+        return {**self.core.signal_points, "gate_mean": (self.hook_gate, "mean output gate", None)}
+
     def constant_factors(self) -> dict[str, Tensor]:
         """None: every factor depends on the input."""
         return {}

@@ -160,6 +160,11 @@ def test_a_trace_opens_with_factors_or_dense(name: str, tmp_path: Any) -> None:
         for head in range(record["n_heads"]):
             difference = torch.from_numpy(stored.pattern(head)) - pattern[head]
             assert largest(difference) < 1e-5 * max(1.0, largest(pattern)), (layer, head)
+        if record["kind"] == "mlstm":
+            point = f"blocks.{layer}.mixer.hook_denominator"
+            _, cache = model.run_with_cache(tokens, names=point)
+            array = next(signal["array"] for signal in record["signals"] if signal["name"] == "denominator")
+            assert largest(torch.from_numpy(run.array(array)) - cache[point][0].T) < 1e-5
         assert record["pattern"]["exact"] == (record["kind"] == "mlstm")
         assert record["pattern"]["kind"] == ("weights" if record["kind"] == "mlstm" else "jacobian")
         slot = "state" if record["kind"] in ("mlstm", "gru", "paragru") else "h"
