@@ -2,6 +2,7 @@
 
     python -m models.shipping ship TRAINING_FOLDER NAME --architecture gpt --preset demo --title "..." --description "..."
     python -m models.shipping page                          docs/models.md, from the registry and the cards
+    python -m models.shipping refresh                       the cards, where a shared part gained or lost a hook point
 
 `TRAINING_FOLDER` is what `workbench train --out` wrote. The card carries the data with its hash and licence, the command, the loss curve,
 and the metrics, among them the n-gram reference that the model has to beat.
@@ -15,7 +16,7 @@ from typing import Any
 from models import registry
 from models.decoder import Decoder
 from models.diagram import model_blocks
-from workbench.lab.checkpoints import read_json, read_tensors
+from workbench.lab.checkpoints import CARD, read_json, read_tensors, write_json
 
 LARGEST = 16_000_000  # bytes of a shipped weights file
 
@@ -58,19 +59,25 @@ def ship(folder: Path, model: Decoder, name: str, card: dict[str, Any], destinat
         raise ValueError(
             f"{name} would take {size / 1e6:.1f} MB in float32; shipped models are at most {LARGEST / 1e6:.0f} MB."
         )
+    return registry.save(model, target, {**card, **_structure(model), **training_card(folder, card.get("command"))})
+
+
+def refresh_cards() -> None:
+    """Rewrite what the cards say of structure (blocks, hook points): needed when a shared part gains or loses a hook point."""
+    for name in registry.shipped_names():
+        path = registry.SHIPPED / name / CARD
+        model = registry.load(name)
+        write_json(path, {**read_json(path), **_structure(model), "hook_points": len(model.hook_dict)})
+
+
+def _structure(model: Decoder) -> dict[str, Any]:
+    """What the lists show of a shipped model without opening it."""
+    kind = registry.architecture(model.architecture)
     points = [
         {"name": p.name, "role": p.role, "axes": list(p.axes), "editable": p.editable}
         for p in model.hook_points.points.values()
     ]
-    kind = registry.architecture(model.architecture)
-    full = {
-        **card,
-        "family": kind.family,
-        "paper": kind.paper,
-        "blocks": model_blocks(model),
-        "hook_point_list": points,
-    }
-    return registry.save(model, target, {**full, **training_card(folder, card.get("command"))})
+    return {"family": kind.family, "paper": kind.paper, "blocks": model_blocks(model), "hook_point_list": points}
 
 
 def trained_model(folder: Path, architecture: str, preset: str) -> Decoder:
@@ -153,6 +160,7 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     page = actions.add_parser("page")
     page.add_argument("--to", type=Path, default=Path(__file__).parent.parent / "docs" / "models.md")
+    actions.add_parser("refresh", help="cards follow the models' structure")
     shipping = actions.add_parser("ship")
     shipping.add_argument("training", type=Path)
     shipping.add_argument("name")
@@ -166,6 +174,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.action == "page":
         arguments.to.write_text(models_page())
+        return
+    if arguments.action == "refresh":
+        refresh_cards()
         return
     card = {"title": arguments.title, "description": arguments.description, "order": arguments.order}
     if arguments.command:

@@ -85,7 +85,7 @@ def test_building_refuses_in_words() -> None:
     with pytest.raises(UnknownModel, match=r"Unknown architecture 'gtp2'. Did you mean 'gpt2'"):
         models.build("gtp2")
     with pytest.raises(
-        UnknownModel, match=r"'bdh' has no preset 'dem'. Did you mean 'demo'.* It has: tiny, demo, published"
+        UnknownModel, match=r"'bdh' has no preset 'dem'. Did you mean 'demo'.* It has: tiny, demo, concepts, published"
     ):
         models.build("bdh", "dem")
     with pytest.raises(ValueError, match=r"LanguageModelConfig has no field 'n_layer'. Did you mean 'n_layers'"):
