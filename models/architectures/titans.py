@@ -1,5 +1,7 @@
 """Titans (Behrouz, Zhong & Mirrokni 2024)."""
 
+from typing import Any
+
 from models.architectures.shared import GLU, language_model, tiny
 from models.language_model import LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig
@@ -12,7 +14,7 @@ NOTES = (
 )
 
 
-def _register(name: str, title: str, description: str, **settings: object) -> None:
+def _register(name: str, title: str, description: str, **settings: Any) -> None:
     language_model(
         name=name,
         title=title,
@@ -21,7 +23,7 @@ def _register(name: str, title: str, description: str, **settings: object) -> No
         fidelity="reconstructed",
         notes=NOTES,
         presets={
-            "tiny": tiny(TitansConfig(n_heads=3, every=4, window=6, n_persistent=2, **settings), GLU, norm="rms"),  # type: ignore[arg-type]
+            "tiny": tiny(TitansConfig(n_heads=3, every=4, window=6, n_persistent=2, **settings), GLU, norm="rms"),
             "demo": LanguageModelConfig(
                 4,
                 128,
@@ -29,7 +31,7 @@ def _register(name: str, title: str, description: str, **settings: object) -> No
                 None,
                 TitansConfig(n_heads=4, **settings),
                 MLPConfig(256, "silu", True, False),
-                norm="rms",  # type: ignore[arg-type]
+                norm="rms",
             ),
         },
         description=description,
