@@ -31,6 +31,7 @@ from app.panels.overview import Diagram
 from app.services import Scene, Services
 from app.theme import colour_table, theme_called
 from app.view_state import ViewState
+from workbench.lab.runs import Run
 
 log = logging.getLogger("workbench.dashboard")
 PIXELS = (256, 512, 1024)
@@ -144,9 +145,8 @@ def scene_of_slice(services: Services, part: Mapping[str, Any]) -> Scene:
     return services.scene(ViewState.from_dict(dict(part)), pixels if pixels in PIXELS else 512)
 
 
-def foot(scene: Scene, facts: Sequence[str]) -> list[Component]:
+def foot(run: Run | None, facts: Sequence[str]) -> list[Component]:
     """The line under a panel: which run it draws, then its facts."""
-    run = scene.run
     if run is None:
         return []
     # The last part of an id is its random one; the whole id is in the title and on every exported figure.
@@ -179,9 +179,9 @@ def draw_figure(services: Services, panel: Panel, part: Mapping[str, Any]) -> tu
     try:
         panel.check(scene)
         figure = panel.figure(scene, theme_called(part.get("scheme")))
-        return figure, _graph_style(panel, scene), "panel-body", None, panel.summary(scene), foot(scene, panel.facts(scene))
+        return figure, _graph_style(panel, scene), "panel-body", None, panel.summary(scene), foot(panel.source(scene), panel.facts(scene))
     except Exception as failure:  # whatever it was, the page stays usable and says so in words
-        return no_update, no_update, "panel-body is-hidden", explain(panel.id, failure), "", foot(scene, [])
+        return no_update, no_update, "panel-body is-hidden", explain(panel.id, failure), "", foot(panel.source(scene), [])
 
 
 def draw_strip(services: Services, panel: StripPanel, part: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -194,9 +194,10 @@ def draw_strip(services: Services, panel: StripPanel, part: Mapping[str, Any]) -
         limit, signed = panel.limit(scene, values), panel.signed(scene)
         data = json.dumps(panel.colours(scene, theme))
         legend = _legend(theme.wash_name(signed), limit, signed, panel.unit)
-        return data, legend, "panel-body is-padded", None, panel.summary(scene), foot(scene, panel.facts(scene))
+        foot_line = foot(panel.source(scene), panel.facts(scene))
+        return data, legend, "panel-body is-padded", None, panel.summary(scene), foot_line
     except Exception as failure:  # as above
-        return "{}", None, "panel-body is-hidden", explain(panel.id, failure), "", foot(scene, [])
+        return "{}", None, "panel-body is-hidden", explain(panel.id, failure), "", foot(panel.source(scene), [])
 
 
 def _legend(table: str, limit: float, signed: bool, unit: str) -> html.Div:

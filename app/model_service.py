@@ -85,8 +85,12 @@ class WorkbenchModels:
         points = [point.describe() for point in model.hook_points.points.values()]
         return {"blocks": model_blocks(model), "hook_points": points}
 
-    def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
-        """Queue a trace; the job's result is the run's id."""
+    def load(self, name: str) -> Any:
+        """A shipped model, or an architecture at random weights, opened once and shared."""
+        self._check_name(name)
+        return self._model(name)
+
+    def _check_name(self, name: str) -> None:
         if name not in {card["name"] for card in shipped_cards()}:
             from models.registry import UnknownModel, architecture
 
@@ -94,6 +98,10 @@ class WorkbenchModels:
                 known = ", ".join(sorted(str(model["name"]) for model in self.list_models()))
                 raise UnknownModel(f"There is no model {name!r}. Known: {known}.")
             architecture(name.removesuffix("-random"))
+
+    def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
+        """Queue a trace; the job's result is the run's id."""
+        self._check_name(name)
         if not text:
             raise ValueError("The text is empty: type at least one character.")
         shown = text if len(text) <= 32 else f"{text[:32]}…"

@@ -95,7 +95,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
         except READABLE_ERRORS as error:
             abort(404, str(error))
         answer = Response(_csv_lines(headers, rows), mimetype="text/csv")
-        answer.headers["Content-Disposition"] = f'attachment; filename="{scene.view.run}-{panel.id}.csv"'
+        answer.headers["Content-Disposition"] = f'attachment; filename="{_run_name(panel, scene)}-{panel.id}.csv"'
         return answer
 
     @server.get("/export/<name>.png")
@@ -105,7 +105,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
             answer = Response(picture_of(panel, scene), mimetype="image/png")
         except READABLE_ERRORS as error:
             abort(404, str(error))
-        answer.headers["Content-Disposition"] = f'attachment; filename="{scene.view.run}-{panel.id}.png"'
+        answer.headers["Content-Disposition"] = f'attachment; filename="{_run_name(panel, scene)}-{panel.id}.png"'
         return answer
 
     @server.get("/export/run/<run_id>.zip")
@@ -127,6 +127,11 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
     @server.get("/export/<path:rest>")
     def nothing(rest: str) -> Response:
         abort(404, "nothing has this address")  # otherwise Dash would answer with its index page
+
+
+def _run_name(panel: Panel, scene: Scene) -> str:
+    run = panel.source(scene)
+    return run.id if run is not None else "empty"
 
 
 def _csv_lines(headers: list[str], rows: Iterator[Sequence[str | float]]) -> Iterator[str]:

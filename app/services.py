@@ -41,6 +41,10 @@ class ModelCatalogue(Protocol):
         """
         ...
 
+    def load(self, name: str) -> Any:
+        """The model itself, for the functions of jobs: this may load torch. Raises ValueError (or LookupError) for an unknown name."""
+        ...
+
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         """Start a trace of `text` and return its job, whose result is the id of the finished run.
 
@@ -83,7 +87,8 @@ class Scene:
     """A view with what it points at: the run, its layer, its factors.
 
     `problem` says why there is no run, in words. `pixels` is the largest side of a picture: never more than the screen shows,
-    since a browser that shrinks a picture drops single cells.
+    since a browser that shrinks a picture drops single cells. `result` is the run that the address names as its result, such as
+    the measurement that a page shows beside the run; `result_problem` says why it is not there.
     """
 
     view: ViewState
@@ -92,6 +97,8 @@ class Scene:
     cache: LeastRecentlyUsed = field(repr=False)
     models: ModelCatalogue = field(repr=False)
     pixels: int = 512
+    result: Run | None = None
+    result_problem: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -169,6 +176,15 @@ class Services:
 
     def scene(self, view: ViewState, pixels: int = 512) -> Scene:
         """What a view points at. A view without a run means the newest one; the view comes back fitted to the run."""
+        scene = self._scene_of_run(view, pixels)
+        if not view.result:
+            return scene
+        try:
+            return replace(scene, result=self.open_run(view.result))
+        except RunError as error:
+            return replace(scene, result_problem=str(error).split(" Known:")[0])
+
+    def _scene_of_run(self, view: ViewState, pixels: int) -> Scene:
         run_id = view.run
         if not run_id:
             newest = self.trace_entries()[:1]

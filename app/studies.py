@@ -62,7 +62,7 @@ def open_study(store: RunStore, name: str, result_id: str) -> OpenStudy:
     return OpenStudy(study, result, run, others, problem)
 
 
-class _CancelOf(threading.Event):
+class CancelOf(threading.Event):
     """An event that is set once its job is being cancelled."""
 
     def __init__(self, job: Job):
@@ -86,4 +86,4 @@ def start_study(jobs: JobQueue, store: RunStore, name: str | None, tier: str | N
 
 
 def _run(job: Job, study: Study, tier: str, seeds: int | None, store: RunStore) -> str:
-    return run_study(study, tier, seeds, store=store, progress=job.progress, cancel=_CancelOf(job)).run
+    return run_study(study, tier, seeds, store=store, progress=job.progress, cancel=CancelOf(job)).run

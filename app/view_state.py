@@ -19,10 +19,13 @@ POOLINGS = {"max": "largest magnitude, sign kept", "mean": "mean", "sum": "sum"}
 SCALES = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of the row's largest"}
 SORTS = {"index": "neuron number", "total": "total activity", "first": "first time active", "peak": "largest activity"}
 MAX_TRACKED = 8
+MAX_SYNAPSES = 6
 _LARGEST = 10**7
 
 Span = tuple[int, int]
 Entry = tuple[int, int]
+SynapseAddress = tuple[int, int, int, int, int, int]
+"""(source layer, source head, source neuron, target layer, target head, target neuron) of a BDH synapse."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ViewState:
     compare: int | None = field(default=None, metadata={"key": "t2"})
     sort: str = field(default="total", metadata={"key": "sort"})
     tracked: tuple[Entry, ...] = field(default=(), metadata={"key": "track"})
+    synapses: tuple[SynapseAddress, ...] = field(default=(), metadata={"key": "syn"})
     study: str = field(default="", metadata={"key": "study"})
     result: str = field(default="", metadata={"key": "result"})
 
@@ -79,6 +83,7 @@ class ViewState:
         for name in ("rows", "columns", "state_rows", "state_columns"):
             kept[name] = tuple(kept[name]) if kept.get(name) else None
         kept["tracked"] = tuple((int(row), int(column)) for row, column in kept.get("tracked") or ())
+        kept["synapses"] = tuple(_synapse(each) for each in kept.get("synapses") or ())
         return cls(**kept)
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,6 +168,24 @@ def _read_entries(text: str) -> tuple[Entry, ...] | None:
     return tuple(found[:MAX_TRACKED]) or None
 
 
+def _synapse(numbers: Sequence[int]) -> SynapseAddress:
+    one, two, three, four, five, six = map(int, numbers)
+    return one, two, three, four, five, six
+
+
+def _read_synapses(text: str) -> tuple[SynapseAddress, ...] | None:
+    """`1.0.210-2.2.190,…`: layer, head, neuron of the source, then of the target, which lies in a higher layer."""
+    found: list[SynapseAddress] = []
+    for part in text.split(",")[: 4 * MAX_SYNAPSES]:
+        ends = [[_read_count(number) for number in end.split(".")] for end in part.split("-")]
+        numbers = [number for end in ends for number in end if number is not None]
+        if [len(end) for end in ends] == [3, 3] and len(numbers) == 6 and numbers[0] < numbers[3]:
+            address = _synapse(numbers)
+            if address not in found:
+                found.append(address)
+    return tuple(found[:MAX_SYNAPSES]) or None
+
+
 def _read_choice(choices: dict[str, str]) -> Callable[[str], str | None]:
     return lambda text: text if text in choices else None
 
@@ -180,11 +203,14 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
     "pooling": _read_choice(POOLINGS), "scale": _read_choice(SCALES),
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
+    "synapses": _read_synapses,
     "study": _read_study, "result": _read_run,
 }  # fmt: skip
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple) and len(value[0]) == 6:
+        return ",".join("{}.{}.{}-{}.{}.{}".format(*each) for each in value)
     if isinstance(value, tuple) and value and isinstance(value[0], tuple):
         return ",".join(f"{row}.{column}" for row, column in value)
     if isinstance(value, tuple):

@@ -3,7 +3,7 @@
 window.workbench = (function () {
   "use strict";
   const facts = { run: "", tokens: [], heads: [] };
-  const PER_RUN = ["q", "k", "rows", "cols", "srows", "scols", "t", "t2", "track"];
+  const PER_RUN = ["q", "k", "rows", "cols", "srows", "scols", "t", "t2", "track", "syn"];
   const PER_LAYER = ["srows", "scols", "track"];
 
   const params = () => new URLSearchParams(location.search);

@@ -19,7 +19,7 @@ from app.services import Scene
 from app.theme import Theme, colours_of, readable_on
 from app.view_state import SCALES
 from workbench.lab.factors import FactorError
-from workbench.lab.runs import RunError
+from workbench.lab.runs import Run, RunError
 
 Span = tuple[int, int]
 Table = tuple[list[str], Iterator[Sequence[str | float]]]
@@ -58,6 +58,10 @@ class Panel:
     words: str
     depends: tuple[str, ...] = ("run",)
     height: int = 280
+
+    def source(self, scene: Scene) -> Run | None:
+        """The run that the panel draws."""
+        return scene.run
 
     def values(self, scene: Scene) -> np.ndarray:
         """The array that the panel draws, exactly."""
@@ -99,6 +103,8 @@ class Panel:
         lines = ["from workbench.lab.runs import RunStore"]
         if "factors." in body:
             lines.insert(0, "from workbench.lab.factors import LayerFactors")
+        if "RunSynapses(" in body:
+            lines.insert(0, "from workbench.lab.run_synapses import RunSynapses")
         if "np." in body:
             lines = ["import numpy as np", "", *lines]
         lines += ["", f'run = RunStore().open("{scene.opened().id}")']

@@ -36,6 +36,9 @@ class FakeModels:
             raise ValueError(f"there is no model {name!r}")
         return {"blocks": [{"kind": "embed", "label": "Embedding", "detail": "256 × 64", "layer": None}], "hook_points": []}
 
+    def load(self, name: str) -> Any:
+        raise ValueError(f"{name!r} is not a real model")
+
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         self.describe(name)
         if "\x00" in text:

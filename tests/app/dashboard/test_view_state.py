@@ -22,6 +22,7 @@ def some_view(draw: random.Random) -> ViewState:
         pooling=draw.choice(list(POOLINGS)), scale=draw.choice(list(SCALES)), position=maybe(draw.randrange(99)),
         compare=maybe(draw.randrange(99)), sort=draw.choice(list(SORTS)),
         tracked=tuple((draw.randrange(9), index) for index in range(draw.randrange(MAX_TRACKED + 1))),
+        synapses=tuple((draw.randrange(2), 0, index, 2, draw.randrange(4), draw.randrange(9)) for index in range(draw.randrange(7))),
     )  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def test_the_query_string_is_canonical() -> None:
     [
         "layer=-1", "layer=1e9", "layer=99999999999", "q=٣٤", "q=1.5", "rows=9-3", "rows=5-5", "rows=1-2-3", "rows=-4",
         "pool=../../etc", "scale=<script>", "sort=rm", "track=a.b", "track=", "track=1.2.3", "run=../../etc/passwd",
-        "run=A_B", "run=" + "a" * 65, "t=", "q=%00", "layer=None", "q=0x10",
+        "run=A_B", "run=" + "a" * 65, "t=", "q=%00", "syn=1.2.3", "syn=2.0.1-2.0.1", "syn=1.0.x-2.0.1",
+        "syn=0.0.1-1.0.2-2.0.3", "layer=None", "q=0x10",
     ],
 )  # fmt: skip
 def test_a_bad_value_falls_back_to_its_default(query: str) -> None:

@@ -1,0 +1,80 @@
+"""What all measurements share: the models to choose from, checked texts, starting a job, the model's record in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from app.services import LARGEST_PROMPT, Services
+from workbench.instrument.errors import suggestion
+from workbench.lab.jobs import Job, JobError
+
+LONGEST_TEXT = 4_000
+"""Tokens of a text that synapses are searched in."""
+
+
+class FormError(ValueError):
+    """A form asks for something that cannot be measured; the message is for the reader."""
+
+
+def bdh_models(services: Services) -> list[Mapping[str, Any]]:
+    """The BDH models that a reader can choose, best first."""
+    return [model for model in services.models.list_models() if model.get("architecture") == "bdh"]
+
+
+def checked_model(services: Services, name: str | None) -> str:
+    """The name of a BDH of the catalogue. FormError with the nearest for any other."""
+    known = [str(model["name"]) for model in bdh_models(services)]
+    if name not in known:
+        raise FormError(
+            f"There is no BDH called {name!r}.{suggestion(str(name), known)} Known: {', '.join(known) or 'none'}."
+        )
+    return str(name)
+
+
+def checked_text(text: str | None, what: str = "text", longest: int = LONGEST_TEXT) -> str:
+    """A text with something in it, not longer than a measurement takes."""
+    if not text or not text.strip():
+        raise FormError(f"Type a {what} first: there is nothing to read.")
+    if len(text.encode()) > min(longest, LARGEST_PROMPT):
+        raise FormError(
+            f"The {what} has {len(text.encode()):,} tokens; at most {min(longest, LARGEST_PROMPT):,} can be measured from here."
+        )
+    return text
+
+
+def checked_number(value: Any, name: str, first: int, last: int) -> int:
+    """A whole number from `first` to `last`. FormError names it."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != int(value)
+        or not first <= value <= last
+    ):
+        raise FormError(f"{name} is {value!r}; expected a whole number from {first} to {last}.")
+    return int(value)
+
+
+def checked_choice(value: Any, name: str, known: Sequence[str]) -> str:
+    """One of the known words. FormError with the nearest."""
+    if value not in known:
+        raise FormError(f"{name} is {value!r}.{suggestion(str(value), known)} Expected one of {', '.join(known)}.")
+    return str(value)
+
+
+def try_to_start(start: Callable[[], Job]) -> tuple[str | None, str]:
+    """(job id or None, what to tell the reader) of something that starts a job."""
+    try:
+        return start().id, ""
+    except (FormError, JobError) as error:
+        return None, str(error)
+
+
+def model_record(model: Any) -> dict[str, Any]:
+    """What the manifest of a run says of a model."""
+    return {"name": model.name, "architecture": model.architecture, **model.about()}
+
+
+def part_of(job: Job, first: float, last: float) -> Callable[[float, str], None]:
+    """A progress callback for one part of a job; it is also where a cancelled job stops."""
+    return lambda fraction, message: job.progress(first + (last - first) * min(1.0, max(0.0, fraction)), message)

@@ -1,0 +1,61 @@
+"""The contract of a panel that draws a measurement: a run of its own kind that the address names as its result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from app.panels.base import NothingToShow, Panel
+from app.services import Scene
+from workbench.lab.runs import Run
+
+
+class ResultPanel(Panel):
+    """A panel over `scene.result`, when that is a run of `kind`. `start` says in words how to get one."""
+
+    depends: tuple[str, ...] = ("run", "result")
+    kind: str = ""
+    start: str = "Fill in the form on this page and press Start."
+
+    def source(self, scene: Scene) -> Run | None:
+        return measured(scene, self.kind)
+
+    def check(self, scene: Scene) -> None:
+        if measured(scene, self.kind) is None:
+            if scene.view.result and scene.result_problem:
+                raise NothingToShow(
+                    "This result is not here", f"{scene.result_problem[:1].upper()}{scene.result_problem[1:]}"
+                )
+            raise NothingToShow("Nothing measured yet", self.start)
+
+    def result(self, scene: Scene) -> Run:
+        """The measurement. NothingToShow when the address names none."""
+        self.check(scene)
+        found = measured(scene, self.kind)
+        assert found is not None  # check would have raised
+        return found
+
+    def results(self, scene: Scene) -> dict[str, Any]:
+        """What the measurement's manifest says it found."""
+        return self.result(scene).manifest.get("results") or {}
+
+    def settings(self, scene: Scene) -> dict[str, Any]:
+        """What was asked for."""
+        return self.result(scene).manifest.get("settings") or {}
+
+    def array(self, scene: Scene, name: str) -> np.ndarray:
+        """An array of the measurement."""
+        return self.result(scene).array(name)
+
+    def snippet(self, scene: Scene) -> str:
+        """Python that measures the same again, from the text and settings that the run keeps."""
+        body = self.snippet_body(scene).strip()
+        numpy = ["import numpy as np", ""] if "np." in body else []
+        lines = [*numpy, "import models", "from workbench.lab.runs import RunStore", ""]
+        return "\n".join([*lines, f'run = RunStore().open("{self.result(scene).id}")', body, ""])
+
+
+def measured(scene: Scene, kind: str) -> Run | None:
+    """The run that the address names as its result, if it is of this kind."""
+    return scene.result if scene.result is not None and scene.result.kind == kind else None
