@@ -33,7 +33,9 @@ class Decoder(HookedModel):
     n_ctx: int | None = None
     loops: int = 1
     stream_is_all: bool = True  # False: layers hand on more than the residual stream, so no run can begin between them
-    reads_tokens: bool = False  # True: some layer looks at the tokens themselves, which a run from a residual stream must be told
+    reads_tokens: bool = (
+        False  # True: some layer looks at the tokens themselves, which a run from a residual stream must be told
+    )
     predicts_from_one_token: bool = True  # False: nothing is read at position 0, whose logits are always the same
     name: str = "unnamed"
     architecture: str = "unknown"
@@ -361,7 +363,8 @@ class Decoder(HookedModel):
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token."""
-        ids = self._tokenizer().encode(text)
+        tokenizer = self._tokenizer()
+        ids = getattr(tokenizer, "encode_plain", tokenizer.encode)(text)  # without special tokens around it
         if len(ids) != 1:
             raise ValueError(f"{text!r} is {len(ids)} tokens, expected exactly one.")
         return ids[0]

@@ -182,18 +182,40 @@ def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None,
     return Path(folder)
 
 
-def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> Decoder:
-    """Open a model: a shipped one by name, `<architecture>-random`, or a folder written by `save`.
+def load(
+    name: str | Path,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    allow_pickle_conversion: bool = False,
+) -> Decoder:
+    """Open a model: a shipped one by name, `<architecture>-random`, a folder written by `save`, or a published checkpoint.
 
     Args:
-        dtype: e.g. torch.float64 (default: float32). device: where to put it.
+        name: also a folder in Hugging Face layout, or a hub id (`owner/name`; `gpt2` and a few others without owner).
+        dtype: e.g. torch.float64 (default: float32; `"auto"`, for published checkpoints: as stored). device: where to put it.
+        revision, cache_dir: of a hub id. allow_pickle_conversion: read published weights that come as pickles only, with torch's
+            restricted unpickler.
 
     Raises:
-        UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together.
+        UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together; a checkpoint
+        that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`).
     """
+    from models.pretrained.hub import hub_id, snapshot
+    from models.pretrained.loader import is_published, load_folder
+
     text = str(name)
     folder = SHIPPED / text if text in shipped_names() else Path(text)
-    if (folder / "config.json").is_file():
+    published = hub_id(text) if isinstance(name, str) and not folder.exists() else None
+    if published is not None:
+        folder = snapshot(published, revision=revision, cache_dir=cache_dir, pickles=allow_pickle_conversion)
+    if is_published(folder):
+        called = text if published else None
+        model = load_folder(folder, dtype=dtype, name=called, allow_pickle_conversion=allow_pickle_conversion)
+        dtype = None
+    elif (folder / "config.json").is_file():
         model = _load_folder(folder, dtype)
     elif text.endswith("-random"):
         model = build(text.removesuffix("-random"))

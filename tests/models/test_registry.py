@@ -188,7 +188,7 @@ def change(folder: Path, edit: Any) -> Path:
 def test_foreign_folders_are_explained(folder: Path) -> None:
     """A folder of another library has a config.json too; each thing that does not fit is named."""
     text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 12}))
+    (folder / "config.json").write_text(json.dumps({"layers": 12}))
     with pytest.raises(ValueError, match=r"config.json has no 'architecture'.* written by models.save"):
         models.load(folder)
     (folder / "config.json").write_text('{"architecture": "gpt2", "config": ')

@@ -1,0 +1,143 @@
+"""What a family of checkpoints says about itself, and the registry of families.
+
+    @register_family("gpt2")
+    def gpt2(fields: Fields) -> Conversion: ...
+
+A file of `models.pretrained.families` turns a published configuration into one of ours, and lists for every weight of ours which stored
+tensors it is made of.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.architecture_record import UnknownModel
+from models.pretrained.stored import Stored, stored
+from workbench.discovery import import_all
+from workbench.instrument.errors import suggestion
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+class UnsupportedCheckpoint(ValueError):
+    """A checkpoint of a known family with a setting that our modules do not have; the message names the setting."""
+
+
+class Fields:
+    """A published `config.json`, read field by field."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record, self.model_type = record, str(record["model_type"])
+
+    def __getitem__(self, name: str) -> Any:
+        if self.record.get(name) is None:
+            raise UnsupportedCheckpoint(
+                f"config.json has no {name!r}.{suggestion(name, self.record)} A {self.model_type} checkpoint needs it."
+            )
+        return self.record[name]
+
+    def get(self, name: str, default: Any) -> Any:
+        """The field, or what the family's configuration class says when it is absent."""
+        value = self.record.get(name)
+        return default if value is None else value
+
+    def expect(self, name: str, default: Any, *allowed: Any) -> None:
+        """Refuse a setting that would make another function of the same weights."""
+        value = self.get(name, default)
+        if value not in allowed:
+            raise UnsupportedCheckpoint(
+                f"config.json: {name} = {value!r} is not supported for {self.model_type}. "
+                f"Expected {' or '.join(map(repr, allowed))}."
+            )
+
+    def activation(self, name: str, default: str) -> str:
+        """The activation function under our name."""
+        value = self.get(name, default)
+        if value not in ACTIVATIONS:
+            raise UnsupportedCheckpoint(
+                f"config.json: {name} = {value!r} is not supported.{suggestion(str(value), ACTIVATIONS)} "
+                f"Known: {', '.join(ACTIVATIONS)}."
+            )
+        return ACTIVATIONS[value]
+
+
+@dataclass
+class Conversion:
+    """A checkpoint in our terms.
+
+    Args:
+        architecture: name in our registry whose module is built. config: its configuration.
+        prefix: of the base model's tensors, which files of the bare base model lack. ignored: parts of names of stored tensors that carry
+            no weight (masks, precomputed frequencies).
+        weights: for every weight of ours, what it is made of.
+    """
+
+    architecture: str
+    config: Any
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    weights: dict[str, Stored] = field(default_factory=dict)
+
+    def __setitem__(self, own: str, source: Stored | str) -> None:
+        self.weights[own] = stored(source) if isinstance(source, str) else source
+
+    def linear(self, own: str, theirs: str, transposed: bool = False) -> None:
+        """Weight, and bias where both sides have one."""
+        weight = stored(f"{theirs}.weight")
+        self[f"{own}.weight"] = weight.transposed if transposed else weight
+        self[f"{own}.bias"] = f"{theirs}.bias"
+
+    def norm(self, own: str, theirs: str, plus: float = 0.0) -> None:
+        """Weight, and bias where both sides have one; `plus`: what is added to the stored weight."""
+        weight = stored(f"{theirs}.weight")
+        self[f"{own}.w"] = weight.plus(plus) if plus else weight
+        self[f"{own}.b"] = f"{theirs}.bias"
+
+    def fused(self, owns: tuple[str, ...], theirs: str, widths: tuple[int, ...]) -> None:
+        """Several maps that are stored one below the other as rows of one."""
+        start = 0
+        for own, width in zip(owns, widths, strict=True):
+            for kind in ("weight", "bias"):
+                self[f"{own}.{kind}"] = stored(f"{theirs}.{kind}").rows(start, start + width)
+            start += width
+
+
+Converter = Callable[[Fields], Conversion]
+FAMILIES: dict[str, Converter] = {}
+
+
+def register_family(*model_types: str) -> Callable[[Converter], Converter]:
+    """Decorator: what converts checkpoints whose `config.json` says one of these `model_type`s."""
+
+    def register(converter: Converter) -> Converter:
+        for name in model_types:
+            if name in FAMILIES:
+                raise ValueError(f"The model type {name!r} is registered already.")
+            FAMILIES[name] = converter
+        return converter
+
+    return register
+
+
+def families() -> dict[str, Converter]:
+    """Every converter by `model_type`."""
+    import_all("models.pretrained.families")
+    return FAMILIES
+
+
+def family(model_type: str) -> Converter:
+    """The converter of a `model_type`; raises `UnknownModel` with the nearest name."""
+    known = families()
+    if model_type not in known:
+        raise UnknownModel(
+            f"Checkpoints of the type {model_type!r} cannot be opened.{suggestion(model_type, known)} Known: {', '.join(sorted(known))}."
+        )
+    return known[model_type]

@@ -1,0 +1,176 @@
+"""Opening a published checkpoint: folder or hub id → converter → our module on no memory at all → tensors put in one by one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from models.decoder import Decoder
+from models.pretrained.family import Conversion, Fields, family
+from models.pretrained.stored import Checkpoint, shapes
+from models.pretrained.tokenizer import tokenizer_of
+from workbench.instrument.errors import suggestion
+from workbench.lab.checkpoints import CheckpointError, read_json
+
+# what every checkpoint may hold besides weights
+NO_WEIGHTS = ("rotary_emb.inv_freq", ".position_ids")
+Progress = Callable[[int, int], None]
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is in Hugging Face layout (and was not written by `models.save`)."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    return isinstance(record, dict) and "model_type" in record and "architecture" not in record
+
+
+def conversion_of(folder: Path) -> tuple[Conversion, Fields]:
+    """How a folder's checkpoint is converted; raises `UnknownModel` for a type that we do not have."""
+    fields = Fields(read_json(folder / "config.json"))
+    return family(fields.model_type)(fields), fields
+
+
+def load_folder(
+    folder: Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    name: str | None = None,
+    allow_pickle_conversion: bool = False,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Open a folder in Hugging Face layout.
+
+    Args:
+        dtype: of the weights (None: float32; `"auto"`: as stored). name: what the model is called. progress: called with
+            (weights read, all weights).
+
+    Raises:
+        UnknownModel: a model type that has no converter. UnsupportedCheckpoint: a setting that our modules lack. CheckpointError: missing,
+        unexpected or misshapen tensors, a missing shard, weights only as pickles.
+    """
+    from models.registry import architecture
+
+    conversion, fields = conversion_of(folder)
+    kind = architecture(conversion.architecture)
+    checkpoint = Checkpoint(folder, allow_pickle_conversion)
+    with _weightless():
+        model = kind.module(conversion.config)
+    wanted = torch.float32 if dtype is None else None if dtype == "auto" else dtype
+    if isinstance(wanted, str):
+        raise ValueError(f"dtype={dtype!r}. Expected a torch dtype, 'auto' (as stored), or None (float32).")
+    _fill(model, conversion, checkpoint, wanted, progress)
+    model.name, model.architecture = name or folder.name, kind.name
+    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": "pretrained"}
+    tokens = tokenizer_of(folder, model.vocab_size)
+    if tokens is not None or model.vocab_size != 256:
+        model.tokenizer = tokens
+    model.card = card_of(folder, fields)
+    return model.eval()
+
+
+def _fill(
+    model: Decoder, conversion: Conversion, checkpoint: Checkpoint, dtype: torch.dtype | None, progress: Progress | None
+) -> None:
+    """Every weight of the model from the checkpoint, and every tensor of the checkpoint in the model."""
+    own = dict(model.named_parameters())
+    sources = {name: source for name, source in conversion.weights.items() if name in own}
+    lacking = sorted(set(own) - set(sources))
+    if lacking:
+        raise CheckpointError(f"The converter of {checkpoint.folder} says nothing about our weight {lacking[0]!r}.")
+    for number, (name, source) in enumerate(sources.items()):
+        source = type(source)(tuple(_found(item, conversion.prefix, checkpoint) for item in source.names), source.make)
+        tensor = checkpoint.read(source, dtype)
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {' and '.join(source.names)} gives {name} the shape {tuple(tensor.shape)}; its config.json says "
+                f"{tuple(own[name].shape)}."
+            )
+        _assign(model, name, own[name], tensor)
+        if progress is not None:
+            progress(number + 1, len(sources))
+    ignored = (*NO_WEIGHTS, *conversion.ignored)
+    unexpected = sorted(n for n in set(checkpoint.names) - checkpoint.read_names if not any(i in n for i in ignored))
+    tied = [n for n in unexpected if getattr(conversion.config, "tie_embeddings", False) and "lm_head" in n]
+    unexpected = [n for n in unexpected if n not in tied]
+    if unexpected:
+        used = [item for source in conversion.weights.values() for item in source.names]
+        raise CheckpointError(
+            f"{checkpoint.folder} holds {len(unexpected)} tensors that its config.json has no place for: {', '.join(unexpected[:3])}."
+            f"{suggestion(unexpected[0], used)}"
+        )
+
+
+def _found(name: str, prefix: str, checkpoint: Checkpoint) -> str:
+    """The name as stored: files of a bare base model lack its prefix."""
+    if prefix and not checkpoint.has(name) and checkpoint.has(name.removeprefix(prefix)):
+        return name.removeprefix(prefix)
+    if prefix and not checkpoint.has(name) and checkpoint.has(prefix + name):
+        return prefix + name
+    return name
+
+
+def _assign(model: nn.Module, name: str, placeholder: Tensor, tensor: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    parameter.__dict__.update(placeholder.__dict__)  # such as: no weight decay
+    setattr(model.get_submodule(path), last, parameter)
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Models built in this thread meanwhile have parameters without memory; their buffers, which follow from the configuration, are real."""
+    here = threading.get_ident()
+
+    def on_meta(module: nn.Module, name: str, parameter: Any) -> Any:
+        if threading.get_ident() != here or parameter is None:
+            return parameter
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(on_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def card_of(folder: Path, fields: Fields) -> dict[str, Any]:
+    """What is known of a checkpoint without opening its weights."""
+    stored = shapes(folder)
+    card = {
+        "title": fields.get("_name_or_path", "") or folder.name,
+        "model_type": fields.model_type,
+        "licence": licence_of(folder),
+        "stored_values": sum(_product(shape) for shape, _ in stored.values()),
+        "storage_dtypes": sorted({dtype for _, dtype in stored.values()}),
+    }
+    return card
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that the model card's header names, if there is one."""
+    page = folder / "README.md"
+    if not page.is_file():
+        return None
+    lines = page.read_text("utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return None
+    for line in lines[1:]:
+        if line.strip() == "---":
+            return None
+        if line.startswith("license:"):
+            return line.removeprefix("license:").strip() or None
+    return None
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

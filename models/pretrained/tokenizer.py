@@ -1,0 +1,73 @@
+"""A checkpoint's own tokenizer behind our protocol (`workbench.lab.tokenizers.Tokenizer`)."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FAST = "tokenizer.json"
+OTHERS = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tokenizer_config.json")
+_MARKS = {"Ġ": " ", "▁": " ", "Ċ": "↵", "ĉ": "⇥", "\n": "↵", "\t": "⇥"}
+
+
+class PretrainedTokenizer:
+    """Wraps a tokenizer of the `tokenizers` library. Texts get the special tokens that the checkpoint was trained with.
+
+    Args: backend: a `tokenizers.Tokenizer`. name: recorded in runs. vocab_size: of the model, which may have more rows than the tokenizer.
+    """
+
+    def __init__(self, backend: Any, name: str, vocab_size: int) -> None:
+        if backend.get_vocab_size() > vocab_size:
+            raise ValueError(
+                f"The tokenizer knows {backend.get_vocab_size()} tokens, the model embeds {vocab_size}. They do not belong together."
+            )
+        self.backend, self.name, self.vocab_size = backend, name, vocab_size
+        backend.no_padding()
+        backend.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with special tokens."""
+        return self._ids(text, True)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text without special tokens (for a piece of a text)."""
+        return self._ids(text, False)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError(f"{self.name}: expected a str, got {type(text).__name__}")
+        return list(self.backend.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """One label per id: word boundaries as spaces, bytes that are no character by themselves in the tokenizer's own notation."""
+        return [self._label(int(i)) for i in ids]
+
+    def _label(self, token: int) -> str:
+        raw = self.backend.id_to_token(token)
+        if raw is None:
+            return f"<{token}>"
+        if not raw.isascii() and not set(raw) <= set(_MARKS) and raw[:1] != "▁":
+            whole = self.backend.decode([token], skip_special_tokens=False)
+            if whole and "�" not in whole:
+                raw = whole
+        return "".join(_MARKS.get(character, character) for character in raw)
+
+
+def tokenizer_of(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
+    """The tokenizer in a checkpoint's folder; None if there is none. Formats other than `tokenizer.json` go through transformers."""
+    path = folder / FAST
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        name = f"{folder.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+        return PretrainedTokenizer(Tokenizer.from_file(str(path)), name, vocab_size)
+    if not any((folder / name).is_file() for name in OTHERS[:-1]):
+        return None
+    from transformers import AutoTokenizer
+
+    converted = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return PretrainedTokenizer(converted.backend_tokenizer, folder.name, vocab_size)
