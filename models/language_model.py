@@ -19,8 +19,11 @@ from models.mixers import MixerConfig, build_mixer
 from models.parts.channel_mixers import MLP, MLPConfig
 from models.parts.norms import Norm
 from models.parts.positions import PositionEmbedding
+from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import Mixer
+
+PLACEMENTS = ("before", "both", "after")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class LanguageModelConfig:
     n_layers, d_model, vocab_size: sizes. n_ctx: longest input (needed for learned positions; None: unlimited).
     mixer: the sequence mixer of every layer; a tuple is one layer after the other and repeats until n_layers (hybrids).
     mlp: the channel mixer, None for none (Mamba-2); a tuple as for mixers.
-    norm: `"layer"` or `"rms"`. parallel: attention and MLP read the same input (GPT-J, NeoX) instead of one after the other.
+    norm: `"layer"` or `"rms"`. norm_placement: `"before"` mixer and MLP; `"both"`, before and again on what they add (Gemma 2); `"after"`
+        they were added (the original transformer, BERT), which leaves out the last norm. embed_norm: a norm behind the embedding.
+    embed_scale: what embedded tokens are multiplied by. logit_softcap: c·tanh(logits / c).
+    parallel: attention and MLP read the same input (GPT-J, NeoX) instead of one after the other.
     tie_embeddings: unembed with the embedding's weights. loops: pass through the blocks this often (depth with shared weights).
     init_std: standard deviation of the initial weights. seed: of the initial weights.
     """
@@ -42,12 +48,27 @@ class LanguageModelConfig:
     mlp: MLPConfig | tuple[MLPConfig | None, ...] | None = None
     norm: str = "layer"
     norm_eps: float = 1e-5
+    norm_placement: str = "before"
+    embed_norm: bool = False
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
     parallel: bool = False
     tie_embeddings: bool = False
     unembed_bias: bool = False
     loops: int = 1
     init_std: float = 0.02
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.norm_placement not in PLACEMENTS:
+            raise ValueError(
+                f"Unknown norm_placement {self.norm_placement!r}.{suggestion(self.norm_placement, PLACEMENTS)} "
+                f"Expected one of {', '.join(PLACEMENTS)}."
+            )
+        if self.parallel and self.norm_placement == "after":
+            raise ValueError(
+                "parallel blocks read one normalised stream: norm_placement 'after' has none. Expected 'before'."
+            )
 
     @property
     def mixers(self) -> list[MixerConfig]:
@@ -93,10 +114,13 @@ class Embed(nn.Module):
 
 
 class Unembed(nn.Module):
-    """Logits = x W_U + b_U. `tied` shares the embedding's weights."""
+    """Logits = x W_U + b_U, softly capped at ± `softcap` if given. `tied` shares the embedding's weights."""
 
-    def __init__(self, d_model: int, vocab_size: int, tied: Embed | None, bias: bool) -> None:
+    def __init__(
+        self, d_model: int, vocab_size: int, tied: Embed | None, bias: bool, softcap: float | None = None
+    ) -> None:
         super().__init__()
+        self.softcap = softcap
         self.tied = [tied] if tied is not None else []  # in a list, so that the shared weight is registered once
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model)) if tied is None else None
         self.b_U = nn.Parameter(torch.zeros(vocab_size)) if bias else None
@@ -114,11 +138,17 @@ class Unembed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, pos, d_model] -> [batch, pos, vocab]."""
-        return self.hook_out(F.linear(self.hook_in(x), self._rows(), self.b_U))
+        logits = F.linear(self.hook_in(x), self._rows(), self.b_U)
+        return self.hook_out(logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh())
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then + mlp(norm(x)); or both from the same x if `parallel`."""
+    """x + mixer(norm(x)), then + mlp(norm(x)); or both from the same x if `parallel`.
+
+    With norms `"after"`, x ← norm(x + mixer(x)), then norm(x + mlp(x)): `hook_resid_mid` and `hook_resid_post` are the sums before
+    their norms (TransformerLens's choice for BERT), and the next block's `hook_resid_pre` is the normalised stream.
+    With norms on `"both"` sides, `hook_attn_out` and `hook_mlp_out` are what is added, so behind the second norm.
+    """
 
     hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks every block
 
@@ -126,8 +156,10 @@ class Block(nn.Module):
         super().__init__()
         mlp = config.mlps[layer]
         self.parallel, self.switches = config.parallel, switches
+        self.norm_after, norm_both = config.norm_placement == "after", config.norm_placement == "both"
         self.hook_resid_pre = HookPoint("resid", "batch pos d_model")
         self.ln1 = Norm(config.norm, config.d_model, config.norm_eps)
+        self.ln1_post = Norm(config.norm, config.d_model, config.norm_eps) if norm_both else None
         mixer = build_mixer(config.mixers[layer], config.d_model, switches)
         self.is_attention = isinstance(mixer, Attention)
         if isinstance(mixer, Attention):
@@ -153,6 +185,7 @@ class Block(nn.Module):
                 self.hook_resid_mid = HookPoint("resid_mid", "batch pos d_model")
             self.hook_mlp_in = HookPoint("mlp_input", "batch pos d_model", on_demand=True, flag="use_hook_mlp_in")
             self.ln2 = Norm(config.norm, config.d_model, config.norm_eps)
+            self.ln2_post = Norm(config.norm, config.d_model, config.norm_eps) if norm_both else None
             self.mlp = MLP(mlp, config.d_model)
             self.hook_mlp_out = HookPoint("mlp_out", "batch pos d_model")
         self.has_mlp = mlp is not None
@@ -170,35 +203,45 @@ class Block(nn.Module):
         x = self.hook_resid_pre(x)
         if self.is_attention:
             if self.switches["use_split_qkv_input"] or self.switches["use_attn_in"]:
-                inputs, stream = self._inputs_per_head(x), self.ln1(x) if self.attn.parts else None
+                inputs, stream = self._inputs_per_head(x), self._read(x) if self.attn.parts else None
             else:
-                inputs, stream = (self.ln1(x),) * 3, None
+                inputs, stream = (self._read(x),) * 3, None
             mixed, out = self.attn(inputs, context, carried, stream)
-            mixed = self.hook_attn_out(mixed)
+            mixed = self.hook_attn_out(mixed if self.ln1_post is None else self.ln1_post(mixed))
         else:
-            mixed, out = self.mixer(self.ln1(x), context, carried)
-            mixed = self.hook_mixer_out(mixed)
+            mixed, out = self.mixer(self._read(x), context, carried)
+            mixed = self.hook_mixer_out(mixed if self.ln1_post is None else self.ln1_post(mixed))
         if not self.has_mlp:
-            return self.hook_resid_post(x + mixed), out
+            total = self.hook_resid_post(x + mixed)
+            return self.ln1(total) if self.norm_after else total, out
         middle = x if self.parallel else self.hook_resid_mid(x + mixed)
-        added = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(middle))))
-        return self.hook_resid_post(x + mixed + added if self.parallel else middle + added), out
+        if self.norm_after:
+            middle = self.ln1(middle)
+        read = self.hook_mlp_in(middle)
+        added = self.mlp(read if self.norm_after else self.ln2(read))
+        added = self.hook_mlp_out(added if self.ln2_post is None else self.ln2_post(added))
+        total = self.hook_resid_post(x + mixed + added if self.parallel else middle + added)
+        return self.ln2(total) if self.norm_after else total, out
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What the mixer reads of the stream."""
+        return x if self.norm_after else self.ln1(x)
 
     def _inputs_per_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Behind the switches: one normalised copy per head (and per q, k, v), so that paths can be patched apart."""
         if self.switches["use_split_qkv_input"]:
             sizes, apart = self.attn.sizes, x[:, :, None]
-            v = self.ln1(self.hook_v_input(apart.expand(-1, -1, sizes.n_kv, -1)))
+            v = self._read(self.hook_v_input(apart.expand(-1, -1, sizes.n_kv, -1)))
             if not self.attn.matches:
                 return v, v, v  # nothing is projected but values
-            q = self.ln1(self.hook_q_input(apart.expand(-1, -1, sizes.n_maps, -1)))
-            k = self.ln1(self.hook_k_input(apart.expand(-1, -1, sizes.n_key_maps, -1)))
+            q = self._read(self.hook_q_input(apart.expand(-1, -1, sizes.n_maps, -1)))
+            k = self._read(self.hook_k_input(apart.expand(-1, -1, sizes.n_key_maps, -1)))
             return q, k, v
         if not self.attn.sizes.one_map_each:
             raise ValueError(
                 "use_attn_in needs one key/value head per query head; use use_split_qkv_input with grouped queries."
             )
-        return (self.ln1(self.hook_attn_in(x[:, :, None].expand(-1, -1, self.attn.n_heads, -1))),) * 3
+        return (self._read(self.hook_attn_in(x[:, :, None].expand(-1, -1, self.attn.n_heads, -1))),) * 3
 
 
 class LanguageModel(Decoder):
@@ -229,6 +272,8 @@ class LanguageModel(Decoder):
 
     def _build(self, config: LanguageModelConfig, position: str | None) -> None:
         self.embed = Embed(config.vocab_size, config.d_model)
+        self.embed_scale = config.embed_scale
+        self.ln_embed = Norm(config.norm, config.d_model, config.norm_eps) if config.embed_norm else None
         self.hook_embed = HookPoint("embed", "batch pos d_model")
         if position is not None:
             self.pos_embed = PositionEmbedding(position, config.n_ctx or 0, config.d_model)
@@ -238,9 +283,13 @@ class LanguageModel(Decoder):
         for layer, mixer in enumerate(self.mixers):
             if hasattr(mixer, "placed"):
                 mixer.placed(layer, self.mixers[:layer])
-        self.ln_final = Norm(config.norm, config.d_model, config.norm_eps)
+        self.ln_final = None if config.norm_placement == "after" else Norm(config.norm, config.d_model, config.norm_eps)
         self.unembed = Unembed(
-            config.d_model, config.vocab_size, self.embed if config.tie_embeddings else None, config.unembed_bias
+            config.d_model,
+            config.vocab_size,
+            self.embed if config.tie_embeddings else None,
+            config.unembed_bias,
+            config.logit_softcap,
         )
         self.initialise()
 
@@ -256,6 +305,7 @@ class LanguageModel(Decoder):
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        for module in self.modules():  # afterwards: what a mixer gives its linear maps' biases stays
             own = getattr(module, "initialise_own", None)
             if own is not None:
                 own()
@@ -267,17 +317,18 @@ class LanguageModel(Decoder):
 
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """[batch, pos] -> [batch, pos, d_model]."""
-        x = self.hook_embed(self.embed(tokens))
+        x = self.embed(tokens)
+        x = self.hook_embed(x if self.embed_scale == 1.0 else x * self.embed_scale)
         if self.has_position_embedding:
             positions = self.pos_embed(context.positions)
             x = x + self.hook_pos_embed(
                 (positions if positions.dtype == x.dtype else positions.to(x.dtype)).expand_as(x)
             )
-        return x
+        return x if self.ln_embed is None else self.ln_embed(x)
 
     def unembed_residual(self, x: Tensor) -> Tensor:
         """[batch, pos, d_model] -> [batch, pos, vocab]."""
-        return self.unembed(self.ln_final(x))
+        return self.unembed(x if self.ln_final is None else self.ln_final(x))
 
     # Weights under TransformerLens's names, stacked over layers.
 

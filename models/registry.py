@@ -213,7 +213,9 @@ def load(
         folder = snapshot(published, revision=revision, cache_dir=cache_dir, pickles=allow_pickle_conversion)
     if is_published(folder):
         called = text if published else None
-        model = load_folder(folder, dtype=dtype, name=called, allow_pickle_conversion=allow_pickle_conversion)
+        model = load_folder(
+            folder, architecture, dtype=dtype, name=called, allow_pickle_conversion=allow_pickle_conversion
+        )
         dtype = None
     elif (folder / "config.json").is_file():
         model = _load_folder(folder, dtype)

@@ -61,9 +61,9 @@ def snapshot(name: str, *, revision: str | None = None, cache_dir: Path | None =
         folder = Path(snapshot_download(**asked))
     except Exception as error:
         raise CheckpointError(
-            f"{name!r} is no local folder, is not in the local cache, and could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Check "
-            "the id, the network, HF_HUB_OFFLINE and, for gated models, your token; or download the folder elsewhere "
-            f"(`hf download {name}`) and pass its path."
+            f"{name!r} is no local folder, is not in the local cache, and could not be downloaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the id, the network, HF_HUB_OFFLINE and, for "
+            f"gated models, your token; or download the folder elsewhere (`hf download {name}`) and pass its path."
         ) from error
     if not _has_weights(folder, wanted):
         there = sorted(path.name for path in folder.iterdir())

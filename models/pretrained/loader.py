@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from models.architecture_record import Architecture
 from models.decoder import Decoder
 from models.pretrained.family import Conversion, Fields, family
 from models.pretrained.stored import Checkpoint, shapes
@@ -39,6 +40,7 @@ def conversion_of(folder: Path) -> tuple[Conversion, Fields]:
 
 def load_folder(
     folder: Path,
+    architecture: Callable[[str], Architecture],
     *,
     dtype: torch.dtype | str | None = None,
     name: str | None = None,
@@ -48,15 +50,13 @@ def load_folder(
     """Open a folder in Hugging Face layout.
 
     Args:
-        dtype: of the weights (None: float32; `"auto"`: as stored). name: what the model is called. progress: called with
-            (weights read, all weights).
+        architecture: the registry's look-up by name. dtype: of the weights (None: float32; `"auto"`: as stored).
+        name: what the model is called. progress: called with (weights read, all weights).
 
     Raises:
         UnknownModel: a model type that has no converter. UnsupportedCheckpoint: a setting that our modules lack. CheckpointError: missing,
         unexpected or misshapen tensors, a missing shard, weights only as pickles.
     """
-    from models.registry import architecture
-
     conversion, fields = conversion_of(folder)
     kind = architecture(conversion.architecture)
     checkpoint = Checkpoint(folder, allow_pickle_conversion)
@@ -125,7 +125,7 @@ def _assign(model: nn.Module, name: str, placeholder: Tensor, tensor: Tensor) ->
 
 @contextmanager
 def _weightless() -> Iterator[None]:
-    """Models built in this thread meanwhile have parameters without memory; their buffers, which follow from the configuration, are real."""
+    """Models built in this thread meanwhile have parameters without memory; their buffers, which are computed, are real."""
     here = threading.get_ident()
 
     def on_meta(module: nn.Module, name: str, parameter: Any) -> Any:

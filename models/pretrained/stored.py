@@ -41,6 +41,10 @@ class Stored:
         """Rows start ≤ row < stop; a contiguous part of the file, so still not copied."""
         return self.then(lambda x: x[start:stop])
 
+    def columns(self, start: int, stop: int) -> "Stored":
+        """Columns start ≤ column < stop of a matrix."""
+        return self.then(lambda x: x[:, start:stop])
+
     def plus(self, number: float) -> "Stored":
         """Every entry larger by a number (norms that store w − 1)."""
         return self.then(lambda x: x + number)
@@ -153,7 +157,8 @@ class Checkpoint:
             return self.unpickled[name]
         if name not in self.files:
             raise CheckpointError(
-                f"{self.folder}: the tensor {name!r} is missing.{suggestion(name, self.files)} The checkpoint holds {len(self.files)} tensors."
+                f"{self.folder}: the tensor {name!r} is missing.{suggestion(name, self.files)} "
+                f"The checkpoint holds {len(self.files)} tensors."
             )
         path = self.files[name]
         return (self._handle(path) if keep else self._opened(path)).get_tensor(name)
@@ -161,7 +166,7 @@ class Checkpoint:
 
 def shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and safetensors dtype of every stored tensor, read from the headers alone (`workbench models` shows sizes before loading)."""
-    found = {}
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

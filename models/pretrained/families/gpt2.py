@@ -32,10 +32,10 @@ def gpt2(fields: Fields) -> Conversion:
         conversion.norm(f"{own}.ln1", f"{theirs}.ln_1")
         conversion.norm(f"{own}.ln2", f"{theirs}.ln_2")
         for part, name in enumerate(("query", "key", "value")):
-            columns = slice(part * width, (part + 1) * width)
+            start, stop = part * width, (part + 1) * width
             weight, bias = stored(f"{theirs}.attn.c_attn.weight"), stored(f"{theirs}.attn.c_attn.bias")
-            conversion[f"{own}.attn.{name}.weight"] = weight.then(lambda x, columns=columns: x[:, columns].T)
-            conversion[f"{own}.attn.{name}.bias"] = bias.then(lambda x, columns=columns: x[columns])
+            conversion[f"{own}.attn.{name}.weight"] = weight.columns(start, stop).transposed
+            conversion[f"{own}.attn.{name}.bias"] = bias.rows(start, stop)
         conversion.linear(f"{own}.attn.output", f"{theirs}.attn.c_proj", transposed=True)
         conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.c_fc", transposed=True)
         conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.c_proj", transposed=True)
