@@ -7,11 +7,11 @@ q        Benjamini–Hochberg adjusted p: among candidates with q ≤ α, at mos
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from probes.intervals import Interval as Interval  # part of these statistics, kept where other probes find it too
 from workbench.instrument.errors import suggestion
 
 Array = NDArray[np.float64]
@@ -216,23 +216,3 @@ def weighted_auc(values: Array, labels: NDArray[np.bool_], weights: Array) -> Ar
     positive, negative = weights[:, labels], weights[:, ~labels]
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((positive @ wins) * negative).sum(1) / (positive.sum(1) * negative.sum(1))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A percentile bootstrap interval."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, draws: Array, level: float = 0.95) -> "Interval":
-        """The central `level` of the draws, nan left out."""
-        low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        return cls(float(low), float(high))
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        return f"[{self.low:.3g}, {self.high:.3g}]"
