@@ -1,0 +1,1 @@
+"""Which sequence mixer learns which task, at equal size and equal training."""
