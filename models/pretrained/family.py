@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from models.architecture_record import UnknownModel
 from models.pretrained.stored import Stored, stored
 from workbench.discovery import import_all
@@ -101,13 +103,21 @@ class Conversion:
         self[f"{own}.w"] = weight.plus(plus) if plus else weight
         self[f"{own}.b"] = f"{theirs}.bias"
 
-    def fused(self, owns: tuple[str, ...], theirs: str, widths: tuple[int, ...]) -> None:
-        """Several maps that are stored one below the other as rows of one."""
-        start = 0
-        for own, width in zip(owns, widths, strict=True):
+    def grouped(self, owns: tuple[str, ...], theirs: str, groups: int, shares: tuple[int, ...], width: int) -> None:
+        """Maps stored as rows of one, group by group: in each group `shares[0]` heads of the first map, then those of the next, ...
+
+        width: rows of a head. Groups are heads where every head has its query, key and value; one group stores whole maps in turn.
+        """
+        each, start = sum(shares), 0
+        for own, share in zip(owns, shares, strict=True):
+            heads = slice(start, start + share)
+
+            def pick(x: Tensor, heads: slice = heads) -> Tensor:
+                return x.reshape(groups, each, width, *x.shape[1:])[:, heads].flatten(0, 2)
+
             for kind in ("weight", "bias"):
-                self[f"{own}.{kind}"] = stored(f"{theirs}.{kind}").rows(start, start + width)
-            start += width
+                self[f"{own}.{kind}"] = stored(f"{theirs}.{kind}").then(pick)
+            start += share
 
 
 Converter = Callable[[Fields], Conversion]

@@ -31,12 +31,17 @@ def gpt2(fields: Fields) -> Conversion:
         own, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
         conversion.norm(f"{own}.ln1", f"{theirs}.ln_1")
         conversion.norm(f"{own}.ln2", f"{theirs}.ln_2")
-        for part, name in enumerate(("query", "key", "value")):
-            start, stop = part * width, (part + 1) * width
-            weight, bias = stored(f"{theirs}.attn.c_attn.weight"), stored(f"{theirs}.attn.c_attn.bias")
-            conversion[f"{own}.attn.{name}.weight"] = weight.columns(start, stop).transposed
-            conversion[f"{own}.attn.{name}.bias"] = bias.rows(start, stop)
-        conversion.linear(f"{own}.attn.output", f"{theirs}.attn.c_proj", transposed=True)
+        conv1d_attention(conversion, f"{own}.attn", f"{theirs}.attn", width)
         conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.c_fc", transposed=True)
         conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.c_proj", transposed=True)
     return conversion
+
+
+def conv1d_attention(conversion: Conversion, own: str, theirs: str, width: int) -> None:
+    """Queries, keys and values as columns of one map, and the output map."""
+    for part, name in enumerate(("query", "key", "value")):
+        start, stop = part * width, (part + 1) * width
+        weight, bias = stored(f"{theirs}.c_attn.weight"), stored(f"{theirs}.c_attn.bias")
+        conversion[f"{own}.{name}.weight"] = weight.columns(start, stop).transposed
+        conversion[f"{own}.{name}.bias"] = bias.rows(start, stop)
+    conversion.linear(f"{own}.output", f"{theirs}.c_proj", transposed=True)

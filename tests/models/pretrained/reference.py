@@ -39,7 +39,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     patterns: bool = True
     states: bool = False
-    positions: bool = True  # whether a padded batch is compared on both sides
+    exact: float = 1e-10
+    streams: str = "resid_pre"  # ours that is the reference's l-th hidden state
 
     def config(self) -> Any:
         import transformers
@@ -49,6 +50,8 @@ class Case:
 
 
 LLAMA = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+MAMBA = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 5}
+MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4, "tie_word_embeddings": True}
 CASES = {
     "gpt2": Case(
         "GPT2LMHeadModel",
@@ -76,6 +79,58 @@ CASES = {
     "qwen2": Case(
         "Qwen2ForCausalLM", {**LLAMA, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     ),
+    "gpt_neo": Case(
+        "GPTNeoForCausalLM",
+        {
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 64,
+            "hidden_size": WIDTH,
+            "num_layers": 3,
+            "num_heads": HEADS,
+            "attention_types": [[["global", "local", "local"], 1]],
+            "window_size": 5,
+            "intermediate_size": 48,
+        },
+    ),
+    "openai-gpt": Case(
+        "OpenAIGPTLMHeadModel",
+        {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
+        streams="resid_pre",
+    ),
+    "gptj": Case(
+        "GPTJForCausalLM",
+        {
+            "vocab_size": VOCABULARY,
+            "n_positions": 64,
+            "n_embd": WIDTH,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "rotary_dim": 4,
+        },
+    ),
+    "gpt_neox": Case("GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 48}),
+    "gpt_neox-serial": Case("GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 48, "use_parallel_residual": False}),
+    "phi": Case("PhiForCausalLM", {**LLAMA}),
+    "opt": Case("OPTForCausalLM", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": WIDTH}),
+    "bloom": Case(
+        "BloomForCausalLM",
+        {"vocab_size": VOCABULARY, "hidden_size": 36, "n_layer": LAYERS, "n_head": 6},
+        exact=1e-8,  # its GELU has √(2/π) to eight digits only
+    ),
+    "falcon": Case("FalconForCausalLM", {**SIZES}),
+    "falcon-new": Case(
+        "FalconForCausalLM", {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}
+    ),
+    "falcon-serial": Case("FalconForCausalLM", {**SIZES, "multi_query": False, "parallel_attn": False}),
+    "gemma": Case("GemmaForCausalLM", {**LLAMA, "hidden_size": 64, "head_dim": 10}),
+    "gemma2": Case(
+        "Gemma2ForCausalLM",
+        {**LLAMA, "hidden_size": 64, "head_dim": 10, "query_pre_attn_scalar": 20, "sliding_window": 5}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "mamba": Case("MambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
+    "falcon_mamba": Case("FalconMambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
+    "mamba2": Case("Mamba2ForCausalLM", MAMBA2, patterns=False, states=True, streams="resid_post"),
     "qwen3": Case("Qwen3ForCausalLM", {**LLAMA, "head_dim": 10, "tie_word_embeddings": True}),
 }
 
@@ -102,9 +157,11 @@ def all_double(model: str) -> Iterator[None]:
     for file in files:
         patch.setattr(file, "torch", _Double())
     patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)  # what whole numbers divide into
     try:
         yield
     finally:
+        torch.set_default_dtype(torch.float32)
         patch.undo()
 
 
