@@ -92,11 +92,11 @@ def test_the_real_command_serves_a_page_and_stops_on_ctrl_c(tmp_path: Path) -> N
         assert process.stdout is not None
         address = re.search(r"http://\S+", process.stdout.readline())
         assert address is not None, process.communicate(timeout=10)[1]
-        with urllib.request.urlopen(address[0], timeout=20) as reply:
+        with urllib.request.urlopen(address[0], timeout=60) as reply:
             assert reply.status == 200 and b"_dash-config" in reply.read()
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.communicate()

@@ -26,6 +26,7 @@ PATIENCE = 30_000
 def browser() -> Iterator[playwright.Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
+    playwright.expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield found
