@@ -139,7 +139,7 @@ class _Split:
 
     def __init__(self, model: Any, tokens: Tensor, mask: Tensor | None, hooks: tuple[Any, ...], heads: bool) -> None:
         self.model, self.tokens, self.mask, self.hooks = model, tokens, mask, hooks
-        self.written, self.inner = _points(model, heads)
+        self.written, self.inner = stream_writers(model), head_outputs(model) if heads else []
         names = [point.name for point in (*self.written, *self.inner)]
         with torch.no_grad():
             selection: list[Any] = [*names, Select(role="norm_scale")]
@@ -230,28 +230,31 @@ class _Split:
 _KINDS = {"embed": "embed", "pos_embed": "positions", "mlp_out": "mlp"}
 
 
-def _points(model: Any, heads: bool) -> tuple[list[HookPoint], list[HookPoint]]:
-    """Where components write into the stream, and where heads write into their mixer's output.
-
-    BDH writes the stream before its norm (`mixer_out_pre`), and its heads' part is the gated neurons: a does not enter linearly.
-    """
-    points = list(model.hook_dict.values())
-    by_layer: dict[int | None, set[str]] = {}
-    for point in points:
-        by_layer.setdefault(point.layer_index, set()).add(point.role)
+def stream_writers(model: Any) -> list[HookPoint]:
+    """Where embeddings, mixers and MLPs write into the stream. BDH does so before a norm of its own (`mixer_out_pre`)."""
+    roles = _roles_of_layers(model)
 
     def writes(point: HookPoint) -> bool:
         if point.layer_index is None:
             return point.role in ("embed", "pos_embed")
-        mixer = "mixer_out_pre" if "mixer_out_pre" in by_layer[point.layer_index] else "mixer_out"
+        mixer = "mixer_out_pre" if "mixer_out_pre" in roles[point.layer_index] else "mixer_out"
         return point.role in (mixer, "mlp_out")
 
-    def fills(point: HookPoint) -> bool:
-        if point.layer_index is None or point.per_position:
-            return False
-        return point.role == ("neuron_gated" if "neuron_gated" in by_layer[point.layer_index] else "z")
+    return [point for point in model.hook_dict.values() if writes(point)]
 
-    return [point for point in points if writes(point)], [point for point in points if heads and fills(point)]
+
+def head_outputs(model: Any) -> list[HookPoint]:
+    """What heads hand to their mixer's output, which is affine in it: z; in BDH the gated neurons, as its gate is a function of z."""
+    roles = _roles_of_layers(model)
+    inside = [p for p in model.hook_dict.values() if p.layer_index is not None and not p.per_position]
+    return [p for p in inside if p.role == ("neuron_gated" if "neuron_gated" in roles[p.layer_index] else "z")]
+
+
+def _roles_of_layers(model: Any) -> dict[int | None, set[str]]:
+    roles: dict[int | None, set[str]] = {}
+    for point in model.hook_dict.values():
+        roles.setdefault(point.layer_index, set()).add(point.role)
+    return roles
 
 
 def _worth(value: Tensor, slope: Tensor, at: Any) -> Tensor:
