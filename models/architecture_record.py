@@ -33,6 +33,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+ENCODERS: dict[str, Architecture] = {}  # found by name, but not among the models that continue a text
 
 
 class UnknownModel(ValueError):
@@ -46,4 +47,12 @@ def register_architecture(architecture: Architecture) -> Architecture:
     if "tiny" not in architecture.presets:
         raise ValueError(f"{architecture.name!r} has no 'tiny' preset; the consistency suite needs one.")
     ARCHITECTURES[architecture.name] = architecture
+    return architecture
+
+
+def register_encoder(architecture: Architecture) -> Architecture:
+    """Add an architecture that reads texts as a whole: it can be built, saved and opened, and is not listed among language models."""
+    if architecture.name in (*ARCHITECTURES, *ENCODERS):
+        raise ValueError(f"An architecture named {architecture.name!r} is registered already.")
+    ENCODERS[architecture.name] = architecture
     return architecture

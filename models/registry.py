@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from models.architecture_record import ARCHITECTURES, Architecture, UnknownModel, register_architecture
+from models.architecture_record import ARCHITECTURES, ENCODERS, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
 from workbench.discovery import import_all
@@ -28,6 +28,8 @@ def _register_all() -> None:
 def architecture(name: str) -> Architecture:
     """Look up an architecture; raises `UnknownModel` with the nearest name."""
     _register_all()
+    if name in ENCODERS:
+        return ENCODERS[name]
     if name not in ARCHITECTURES:
         raise UnknownModel(
             f"Unknown architecture {name!r}.{suggestion(name, ARCHITECTURES)} Known: {', '.join(ARCHITECTURES)}."

@@ -7,7 +7,7 @@ A file of `models.pretrained.families` turns a published configuration into one 
 tensors it is made of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,10 @@ class UnsupportedCheckpoint(ValueError):
 
 
 class Fields:
-    """A published `config.json`, read field by field."""
+    """A published `config.json`, read field by field, and which tensors are stored with it."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self.record, self.model_type = record, str(record["model_type"])
+    def __init__(self, record: Mapping[str, Any], names: Iterable[str] = ()) -> None:
+        self.record, self.model_type, self.names = record, str(record["model_type"]), frozenset(names)
 
     def __getitem__(self, name: str) -> Any:
         if self.record.get(name) is None:

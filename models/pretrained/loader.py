@@ -1,7 +1,7 @@
 """Opening a published checkpoint: folder or hub id → converter → our module on no memory at all → tensors put in one by one."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ def is_published(folder: Path) -> bool:
     return isinstance(record, dict) and "model_type" in record and "architecture" not in record
 
 
-def conversion_of(folder: Path) -> tuple[Conversion, Fields]:
-    """How a folder's checkpoint is converted; raises `UnknownModel` for a type that we do not have."""
-    fields = Fields(read_json(folder / "config.json"))
+def conversion_of(folder: Path, names: Iterable[str]) -> tuple[Conversion, Fields]:
+    """How a folder's checkpoint with tensors of these names is converted; raises `UnknownModel` for a type that we do not have."""
+    fields = Fields(read_json(folder / "config.json"), names)
     return family(fields.model_type)(fields), fields
 
 
@@ -57,9 +57,10 @@ def load_folder(
         UnknownModel: a model type that has no converter. UnsupportedCheckpoint: a setting that our modules lack. CheckpointError: missing,
         unexpected or misshapen tensors, a missing shard, weights only as pickles.
     """
-    conversion, fields = conversion_of(folder)
-    kind = architecture(conversion.architecture)
+    family(read_json(folder / "config.json")["model_type"])  # an unknown type is said before missing weights are
     checkpoint = Checkpoint(folder, allow_pickle_conversion)
+    conversion, fields = conversion_of(folder, checkpoint.names)
+    kind = architecture(conversion.architecture)
     with _weightless():
         model = kind.module(conversion.config)
     wanted = torch.float32 if dtype is None else None if dtype == "auto" else dtype
@@ -108,12 +109,10 @@ def _fill(
 
 
 def _found(name: str, prefix: str, checkpoint: Checkpoint) -> str:
-    """The name as stored: files of a bare base model lack its prefix."""
-    if prefix and not checkpoint.has(name) and checkpoint.has(name.removeprefix(prefix)):
-        return name.removeprefix(prefix)
-    if prefix and not checkpoint.has(name) and checkpoint.has(prefix + name):
-        return prefix + name
-    return name
+    """The name as stored: files of a bare base model lack its prefix, and old ones call a norm's numbers gamma and beta."""
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    candidates = [spelling for item in (name, old) for spelling in (item, item.removeprefix(prefix), prefix + item)]
+    return next((candidate for candidate in candidates if checkpoint.has(candidate)), name)
 
 
 def _assign(model: nn.Module, name: str, placeholder: Tensor, tensor: Tensor) -> None:

@@ -1,0 +1,108 @@
+"""`Encoder`: BERT-like models. Every token reads every token, norms stand after sums, and the output is the last residual stream.
+
+Encoders share the blocks of `LanguageModel` and differ at the ends: token types at the embedding, no unembedding, and an optional pooled
+vector of the first token. They generate nothing and have no next-token loss.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.context import Context
+from models.language_model import LanguageModel, LanguageModelConfig
+from workbench.instrument.hook_points import HookPoint
+
+
+@dataclass(frozen=True)
+class EncoderConfig(LanguageModelConfig):
+    """Args: token_types: kinds of tokens (sentence A, sentence B); 0 for none. pooler: tanh(W x + b) of the first token."""
+
+    token_types: int = 2
+    pooler: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(getattr(mixer, "causal", True) for mixer in self.mixers):
+            raise ValueError("An encoder reads in both directions. Expected mixers with causal=False.")
+
+
+class Encoder(LanguageModel):
+    """Called like every model; `return_type="logits"` is the last residual stream [batch, pos, d_model], as there are no logits.
+
+    Token types are a fact of the call: `facts={"token_types": [batch or 1, pos]}`; without it every token is of type 0.
+    """
+
+    config: EncoderConfig
+
+    def _build(self, config: LanguageModelConfig, position: str | None) -> None:
+        assert isinstance(config, EncoderConfig)
+        super()._build(config, position)
+        del self.unembed
+        if config.token_types:
+            self.W_types = nn.Parameter(torch.empty(config.token_types, config.d_model))
+            self.hook_token_types = HookPoint("token_types", "batch pos d_model")
+        self.hook_output = HookPoint("output", "batch pos d_model")
+        if config.pooler:
+            self.pool = nn.Linear(config.d_model, config.d_model)
+        self.initialise()
+
+    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+        """Token, position and type embeddings, then their norm. [batch, pos] -> [batch, pos, d_model]."""
+        x = self.hook_embed(self.embed(tokens))
+        if self.has_position_embedding:
+            x = x + self.hook_pos_embed(self.pos_embed(context.positions).to(x.dtype).expand_as(x))
+        given = context.fact("token_types")
+        if self.config.token_types:
+            kinds = torch.zeros_like(tokens[:1]) if given is None else torch.as_tensor(given, device=tokens.device)
+            if kinds.shape[-1] != tokens.shape[1]:
+                raise ValueError(
+                    f"facts['token_types'] has shape {tuple(kinds.shape)}; expected [batch or 1, pos] with pos = {tokens.shape[1]}."
+                )
+            x = x + self.hook_token_types(F.embedding(kinds, self.W_types).expand_as(x))
+        elif given is not None:
+            raise ValueError("This model has no token types. Expected a call without facts['token_types'].")
+        return x if self.ln_embed is None else self.ln_embed(x)
+
+    def unembed_residual(self, x: Tensor) -> Tensor:
+        """The last residual stream itself, [batch, pos, d_model]."""
+        return self.hook_output(x if self.ln_final is None else self.ln_final(x))
+
+    def forward(self, tokens: Any, *, return_type: str | None = "logits", **kwargs: Any) -> Any:
+        """As for `Decoder.forward`, without a loss.
+
+        Raises:
+            ValueError: a loss is asked for, or a state.
+        """
+        if return_type not in ("logits", None):
+            raise ValueError(
+                f"return_type={return_type!r}: an encoder predicts no next token. Expected 'logits' (its output) or None."
+            )
+        if kwargs.get("return_state") or kwargs.get("state") is not None:
+            raise ValueError("An encoder reads a text as a whole, so there is no state to carry on.")
+        return super().forward(tokens, return_type=return_type, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refused: an encoder predicts no next token."""
+        raise ValueError("An encoder predicts no next token, so it cannot generate. Expected a decoder-only model.")
+
+    def pooled(self, output: Tensor) -> Tensor:
+        """tanh(W x₀ + b) of the first token of an output [batch, pos, d_model] -> [batch, d_model]; needs a pooler."""
+        if not self.config.pooler:
+            raise ValueError("This encoder has no pooler. Use the output of the first token, or `mean_pooled`.")
+        return self.pool(output[:, 0]).tanh()
+
+    @staticmethod
+    def mean_pooled(output: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean over real tokens, [batch, pos, d_model] -> [batch, d_model]; what sentence embedders compare, after normalising."""
+        if mask is None:
+            return output.mean(1)
+        real = mask.to(output.dtype)[..., None]
+        return (output * real).sum(1) / real.sum(1)
+
+    @property
+    def W_U(self) -> Tensor:
+        """Refused: there is no unembedding."""
+        raise ValueError("An encoder has no unembedding, hence no W_U and no logit lens.")

