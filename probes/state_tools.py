@@ -17,7 +17,7 @@ from workbench.instrument.hooked_model import HookedModel, heads_first, main_poi
 
 __all__ = ["Retention", "Spectrum", "recall", "retention_matrix", "state_point", "state_spectrum", "token_table"]
 
-# Roles whose tensors say what a token did to the memory: (name in the table, what is shown of it).
+# Roles whose tensors say what a token did to the memory: (name in the table, or none for the hook point's; what is shown of it).
 TOKEN_ROLES: dict[str, tuple[str, Any]] = {
     "decay": ("kept", lambda x: x.exp()),
     "momentum_decay": ("momentum kept", lambda x: x.exp()),
@@ -26,6 +26,7 @@ TOKEN_ROLES: dict[str, tuple[str, Any]] = {
     "input_gate": ("input gate", lambda x: x),
     "forget_gate": ("forget gate", lambda x: x),
     "gate": ("gate", lambda x: x),
+    "gates": ("", lambda x: x),
     "key_score": ("score", lambda x: x),
     "threshold": ("threshold", lambda x: x),
     "surprise": ("surprise", lambda x: x),
@@ -171,7 +172,7 @@ def token_table(model: HookedModel, tokens: Any, layer: int, **kwargs: Any) -> d
             continue
         name, shape = TOKEN_ROLES[p.role]
         x = shape(x)
-        table[name if name not in table else p.name.rsplit("hook_", 1)[-1]] = (
+        table[name if name and name not in table else p.name.rsplit("hook_", 1)[-1]] = (
             x.flatten(3).mean(-1) if x.dim() > 3 else x
         )
     table["state norm"] = torch.stack(norms, -1)

@@ -5,10 +5,12 @@ elementwise *update* of both with the unit's *slots*, whose first is the output 
 read and written.
 
 - `run_cell`, `cell_states_at`: outputs, final state, chosen states; states and gates can be read and edited on the way.
+- `cell_gates`: the gates of every token of a run.
 - `local_derivatives`, `jacobian_pattern`, `unit_jacobian`: how strongly each output moves with what drove each earlier token.
 """
 
 from .cells import GRU, LSTM, SLSTM, Cell, Elman, ParaGRU, ParaLSTM
+from .gates import cell_gates
 from .jacobian import LocalDerivatives, jacobian_pattern, local_derivatives, unit_jacobian
 from .run import CellRun, cell_states_at, run_cell
 
@@ -22,6 +24,7 @@ __all__ = [
     "LocalDerivatives",
     "ParaGRU",
     "ParaLSTM",
+    "cell_gates",
     "cell_states_at",
     "jacobian_pattern",
     "local_derivatives",

@@ -2,6 +2,7 @@
 
     slots_t = update(x_t, R h_{t−1}, slots_{t−1})           hook_<slot>[t], after token t is read and written; the first slot is h
     gates of step t                                          hook_<gate>_gate[t]; an edit changes this step and all that follow
+    the same of all steps                                    hook_<gate>_gates; reports only, and leaves the run in whole pieces
     |∂h_i / ∂x_j| over the units of a head and all drives    hook_pattern: a Jacobian norm, which reports and cannot be edited
 
 A cell is not linear in anything, so no pattern reproduces its output; the Jacobian around the states that the run went through is what
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.nonlinear_cells import Cell, CellRun, jacobian_pattern, local_derivatives, run_cell
+from kernels.nonlinear_cells import Cell, CellRun, cell_gates, jacobian_pattern, local_derivatives, run_cell
 from models.context import Context
 from models.recurrent.linear_core import refuse_continued
 from workbench.instrument.hook_points import HookPoint
@@ -45,6 +46,8 @@ class CellCore(nn.Module):
             setattr(self, f"hook_{name}", HookPoint("state", "batch head unit", per_position=True))
         for name in gates:
             setattr(self, f"hook_{name}_gate", HookPoint("gate", "batch head unit", per_position=True))
+            everywhere = HookPoint("gates", "batch pos head unit", editable=False, on_demand=True)
+            setattr(self, f"hook_{name}_gates", everywhere)
 
     def forward(
         self,
@@ -71,10 +74,18 @@ class CellCore(nn.Module):
         stops = sorted({t for point in points if point.active for t in point.stops(offset, length)})
         gates = {name: self.gate_point(name) for name in self.gates}
         gate_stops = {name: point.stops(offset, length) for name, point in gates.items() if point.active}
+        reports = {name: point for name in self.gates if (point := self.gates_point(name)).active}
+        replaced: dict[str, dict[int, Tensor]] = {}
 
         def on_state(position: int, state: Tensor) -> Tensor:
             parts = zip(points, state.unbind(-1), strict=True)
             return torch.stack([point.at(offset + position, part) for point, part in parts], -1)
+
+        def on_gate(position: int, name: str, gate: Tensor) -> Tensor:
+            gate = gates[name].at(offset + position, gate)
+            if reports:
+                replaced.setdefault(name, {})[position] = gate
+            return gate
 
         state = None if carried is None else torch.stack([carried[name] for name in self.slot_names], -1)
         run = run_cell(
@@ -87,10 +98,15 @@ class CellCore(nn.Module):
             stops=stops or None,
             on_state=on_state if stops else None,
             gate_stops=gate_stops or None,
-            on_gate=(lambda position, name, gate: gates[name].at(offset + position, gate)) if gate_stops else None,
-            keep_before=self.hook_pattern.active,
+            on_gate=on_gate if gate_stops else None,
+            keep_before=self.hook_pattern.active or bool(reports),
             **options,
         )
+        if reports:
+            assert run.before is not None
+            found = cell_gates(cell, inputs, recurrent, run.before, recurrent_bias=recurrent_bias, replaced=replaced)
+            for name, point in reports.items():
+                point(found[name].transpose(1, 2))
         if self.hook_pattern.active:
             refuse_continued(self.hook_pattern, context)
             assert run.before is not None
@@ -104,6 +120,18 @@ class CellCore(nn.Module):
     def gate_point(self, name: str) -> HookPoint:
         """The hook point of one gate."""
         return getattr(self, f"hook_{name}_gate")
+
+    def gates_point(self, name: str) -> HookPoint:
+        """The hook point that reports one gate of all steps."""
+        return getattr(self, f"hook_{name}_gates")
+
+    @property
+    def signals(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Per-token signals, for the mixer's `signal_points`: {name: (point, label, unit)}."""
+        names = {name: name if name == "candidate" else f"{name} gate" for name in self.gates}
+        return {
+            f"{name}_gate": (self.gates_point(name), f"{words}, mean over units", None) for name, words in names.items()
+        }
 
 
 def cell_record(kind: str, core: CellCore, n_heads: int, units: int) -> dict[str, Any]:

@@ -154,7 +154,8 @@ class ParaRNN(nn.Module):
     def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
         """Per-token signals: {name: (point, label, unit)}."""
         return {
-            "gate_mean": (self.hook_gate, "mean output gate", None),
+            **self.core.signals,
+            "gate_mean": (self.hook_gate, "mean gate of the block, SiLU(z)", None),
             "residual": (self.core.hook_residual, "Newton residual", None),
         }
 

@@ -69,6 +69,11 @@ class HeadwiseRNN(nn.Module):
         """None: nothing short determines what a nonlinear cell does."""
         return {}
 
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Per-token signals: the gates."""
+        return self.core.signals
+
     def constant_factors(self) -> dict[str, Tensor]:
         """None."""
         return {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels.nonlinear_cells import LSTM, CellRun, ParaLSTM, cell_states_at, run_cell
+from kernels.nonlinear_cells import LSTM, CellRun, ParaLSTM, cell_gates, cell_states_at, run_cell
 from tests.kernels.nonlinear_cells_inputs import BATCH, DIAGONAL, HEAD, NAMES, POS, UNIT, make_inputs, written_out
 
 EXACT = 1e-12
@@ -217,6 +217,30 @@ def test_an_edited_gate_is_the_step_with_that_gate(name: str, mode: str) -> None
             name, mode, gate_stops={gate: [4]}, on_gate=lambda position, gate, value: seen[position, gate].clone()
         )
         assert largest(back.output - plain.output) < EXACT, gate
+
+
+@pytest.mark.parametrize(("name", "mode"), [case for case in MODES if case[0] not in ("elman", "relu")])
+def test_gates_of_every_token_are_those_handed_out_one_by_one(name: str, mode: str) -> None:
+    """Also around an edited state and an edited gate, and the gates of the same token that follow from it."""
+    cell, inputs, recurrent, bias = make_inputs(name)
+    every = {gate: list(range(POS)) for gate in cell.gates}
+    for edited in cell.gates:
+        seen: dict[str, dict[int, Tensor]] = {gate: {} for gate in cell.gates}
+
+        def on_gate(position: int, gate: str, value: Tensor, edited=edited, seen=seen) -> Tensor:
+            value = torch.full_like(value, 0.3) if gate == edited and position in (2, 5) else value
+            seen[gate][position] = value
+            return value
+
+        options: dict[str, Any] = {"stops": [3], "on_state": lambda position, state: 0.5 * state, "keep_before": True}
+        got = run(name, mode, gate_stops=every, on_gate=on_gate, **options)
+        replaced = {edited: {position: seen[edited][position] for position in (5, 2)}}
+        found = cell_gates(cell, inputs, recurrent, got.before, recurrent_bias=bias, replaced=replaced)
+        assert set(found) == set(seen)
+        for gate, values in seen.items():
+            assert largest(found[gate] - torch.stack([values[t] for t in range(POS)], 2)) < EXACT, gate
+    with pytest.raises(ValueError, match="has no gate 'forgot'; expected one of"):
+        cell_gates(cell, inputs, recurrent, got.before, replaced={"forgot": {}})
 
 
 def test_a_forget_gate_of_zero_forgets() -> None:

@@ -1,5 +1,6 @@
 """The nonlinear cells as models: torch's modules, gates and Jacobians through hooks, Newton's residual, and what feedback is for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from models.recurrent.lstm import LSTM, LSTMConfig
 from models.recurrent.mamba2 import Mamba2Config
 from models.recurrent.para import ParaRNN, ParaRNNConfig, unit_patterns
 from models.recurrent.slstm import SLSTMConfig
+from probes.state_tools import token_table
 from workbench.instrument.errors import ReadOnlyHookPoint
 from workbench.instrument.hook_points import HookPoint
+from workbench.lab.runs import RunStore
+from workbench.lab.trace import trace_run
 
 LENGTH = 13
 EXACT = 1e-10
@@ -105,6 +109,50 @@ def test_every_gate_of_every_step_is_alive(name: str, tokens: Tensor) -> None:
         assert largest((changed - plain)[:, :6]) < EXACT, gate
         assert largest((changed - plain)[:, 6]) > 1e-7, gate
         assert largest((changed - plain)[:, 7:]) > 1e-9, gate
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "xlstm", "paragru", "paralstm"])
+def test_gates_of_all_steps_are_reported_at_once(name: str, tokens: Tensor) -> None:
+    """They are the gates step by step, edits of states and gates included, behind padding too; and they only report."""
+    model = lively(name)
+    reports = [p for p in model.hook_dict.values() if p.role == "gates" and p.layer_index == 1]
+    assert reports
+    state = next(p.name for p in model.hook_dict.values() if p.role == "state" and p.layer_index == 1)
+    each = {report.name: report.name.removesuffix("s") for report in reports}
+    first = next(iter(each.values()))
+    hooks = [(f"{state}[4]", lambda x, hook: 0.5 * x), (f"{first}[6,9]", lambda x, hook: 0.5 * x)]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, :3] = False
+    names = [*each, *(f"{gate}[*]" for gate in each.values())]
+    _, cache = model.run_with_cache(tokens, names=names, hooks=hooks, mask=mask)
+    _, alone = model.run_with_cache(tokens, names=list(each), hooks=hooks, mask=mask)  # whole pieces
+    for report, gate in each.items():
+        real = mask[:, :, None, None]
+        assert cache[report].shape == cache[gate].shape
+        assert largest((cache[report] - cache[gate]) * real) < EXACT
+        assert largest((alone[report] - cache[gate]) * real) < EXACT
+        with pytest.raises(ReadOnlyHookPoint):
+            model.run_with_hooks(tokens, hooks=[(report, lambda x, hook: 0 * x)])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "xlstm", "paragru", "paralstm"])
+def test_runs_keep_the_gates(name: str, tmp_path: Path) -> None:
+    """Signals of a run: the gates of every step, averaged over the units of a head, under names of their own."""
+    model, text, layer = models.build(name), "one two one two", 1
+    run = trace_run(model, text, RunStore(tmp_path))
+    signals = {signal["name"]: signal for signal in run.layer(layer)["signals"]}
+    assert len({signal["label"] for signal in signals.values()}) == len(signals)
+    gates = [p for p in model.hook_dict.values() if p.role == "gate" and p.per_position and p.layer_index == layer]
+    _, cache = model.run_with_cache(text, names=[f"{gate.name}[*]" for gate in gates])
+    assert gates
+    for gate in gates:
+        signal = signals[gate.name.rsplit("hook_", 1)[-1]]
+        expected = cache[gate.name][0].mean(-1).T
+        assert largest(torch.tensor(run.array(signal["array"])) - expected) < 1e-6
+    table = token_table(model, text, layer)
+    assert (
+        largest(table["candidate_gates"][0] - cache[f"blocks.{layer}.mixer.hook_candidate_gate"][0].mean(-1).T) < 1e-6
+    )
 
 
 def test_gates_are_hooked_while_generating(tokens: Tensor) -> None:
