@@ -49,6 +49,14 @@ class Decoder(HookedModel):
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def visits(self) -> tuple[tuple[int, int], ...]:
+        """(layer, how often it ran before) in the order in which blocks run; see `models.wiring`."""
+        wiring = getattr(self, "wiring", None)
+        if wiring is not None:
+            return wiring.visits  # type: ignore[no-any-return]
+        return tuple((layer, step) for step in range(self.loops) for layer in range(self.n_layers))
+
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """Token ids [batch, pos] to the first residual stream [batch, pos, d_model]."""
         raise TypeError(f"{type(self).__name__} does not say how it embeds tokens")
@@ -113,14 +121,21 @@ class Decoder(HookedModel):
         try:
             x = tokens if start_at_layer is not None else self._embedded(tokens, context)
             carried_out: list[dict[str, Tensor]] = []
-            blocks = list(self.blocks)
-            for step in range(self.loops):
+            blocks, wiring = list(self.blocks), getattr(self, "wiring", None)
+            notes = None if wiring is None else wiring.begin(x, context)
+            for number, (layer, step) in enumerate(self.visits):
+                if not start <= layer < stop:
+                    continue
                 ACTIVE.step = step
-                for layer in range(start, stop):
-                    carried = None if state is None else state.layers[step * len(blocks) + layer]
-                    x, out = blocks[layer](x, context, carried)
-                    carried_out.append(out)
+                if wiring is not None:
+                    x = wiring.entering(layer, step, x, notes)
+                x, out = blocks[layer](x, context, None if state is None else state.layers[number])
+                carried_out.append(out)
+                if wiring is not None:
+                    x = wiring.leaving(layer, step, x, notes)
             ACTIVE.step = 0
+            if wiring is not None and stop_at_layer is None:
+                x = wiring.result(x, notes)
             output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
         finally:
             ACTIVE.step, ACTIVE.offset = outer
@@ -199,12 +214,13 @@ class Decoder(HookedModel):
 
     def _check_state(self, state: ModelState, batch: int) -> None:
         """A state of another model or batch would be read as something that it is not."""
-        expected = self.loops * self.n_layers
-        if len(state.layers) != expected:
+        mixers = self.mixers
+        expected = [mixers[layer] for layer, _ in self.visits]
+        if len(state.layers) != len(expected):
             raise ValueError(
-                f"The state has {len(state.layers)} layers; this model has {expected}. A state continues the model that made it."
+                f"The state has {len(state.layers)} layers; this model has {len(expected)}. A state continues the model that made it."
             )
-        for number, (slots, mixer) in enumerate(zip(state.layers, self.mixers * self.loops, strict=True)):
+        for number, (slots, mixer) in enumerate(zip(state.layers, expected, strict=True)):
             if set(slots) != set(mixer.slots):
                 raise ValueError(
                     f"The state of layer {number} holds {', '.join(map(repr, slots)) or 'nothing'}; expected "

@@ -33,6 +33,9 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
                 parts.append(_part("mlp", "MLP", f"{gate}{mlp.activation.split('_')[0]} {mlp.d_mlp}{beside}", layer))
         if config.loops > 1:
             parts.append(_part("loop", "Loop", f"×{config.loops}, shared weights", None))
+        if config.wiring is not None:
+            times = f"up to ×{model.loops}, shared weights" if model.loops > 1 else "all earlier outputs"
+            parts.append(_part("loop", config.wiring.kind.capitalize(), times, None))
         parts.append(_part("norm", "Norm", {"layer": "layer norm", "rms": "RMS norm"}[config.norm], None))
     elif isinstance(model, BDH):
         config = model.config

@@ -19,6 +19,7 @@ from models.mixers import MixerConfig, build_mixer
 from models.parts.channel_mixers import MLP, MLPConfig
 from models.parts.norms import Norm
 from models.parts.positions import PositionEmbedding
+from models.wiring import build_wiring
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import Mixer
@@ -37,6 +38,7 @@ class LanguageModelConfig:
     embed_scale: what embedded tokens are multiplied by. logit_softcap: c·tanh(logits / c).
     parallel: attention and MLP read the same input (GPT-J, NeoX) instead of one after the other.
     tie_embeddings: unembed with the embedding's weights. loops: pass through the blocks this often (depth with shared weights).
+    wiring: another way through the blocks, a configuration of `models.depth`.
     init_std: standard deviation of the initial weights. seed: of the initial weights.
     """
 
@@ -56,6 +58,7 @@ class LanguageModelConfig:
     tie_embeddings: bool = False
     unembed_bias: bool = False
     loops: int = 1
+    wiring: Any = None
     init_std: float = 0.02
     seed: int = 0
 
@@ -268,7 +271,7 @@ class LanguageModel(Decoder):
         self.name_hook_points()
         for point in self.hook_points.points.values():
             if point.layer_index is not None:
-                point.steps = config.loops
+                point.steps = sum(layer == point.layer_index for layer, _ in self.visits)
 
     def _build(self, config: LanguageModelConfig, position: str | None) -> None:
         self.embed = Embed(config.vocab_size, config.d_model)
@@ -291,11 +294,15 @@ class LanguageModel(Decoder):
             config.unembed_bias,
             config.logit_softcap,
         )
+        self.wiring = None if config.wiring is None else build_wiring(config.wiring, config)
+        if self.wiring is not None:
+            self.stream_is_all = self.wiring.stream_is_all
+            self.loops = 1 + max(step for _, step in self.wiring.visits)
         self.initialise()
 
     def initialise(self) -> None:
         """Seeded N(0, init_std²) weights and zero biases; projections back to the residual stream are scaled by 1/√(2·depth) (GPT-2)."""
-        std, depth = self.config.init_std, self.config.n_layers * self.config.loops
+        std, depth = self.config.init_std, len(self.visits)
         torch.manual_seed(self.config.seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or getattr(parameter, "_own_init", False):

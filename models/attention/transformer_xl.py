@@ -2,9 +2,9 @@
 
     h_all = [stop_gradient(memory) ; h];   q = W_Q h,   k = W_K h_all,   v = W_V h_all
 
-What is carried from call to call are hidden states (what the layer's keys are made of), not keys and values, so that W_K and W_V learn from the
-memory too; no gradient goes through the memory itself. Segments are counted in the text, so a text may be read in one call (gradients
-then cross the borders of segments) or in any pieces, with the same result; the paper trains on calls of one segment each
+What is carried from call to call are hidden states (what the layer's keys are made of), not keys and values, so that W_K and W_V learn
+from the memory too; no gradient goes through the memory itself. Segments are counted in the text, so a text may be read in one call
+(gradients then cross the borders of segments) or in any pieces, with the same result; the paper trains on calls of one segment each
 (`models.segments.in_segments`). The paper's adaptive softmax at the end is not here.
 """
 

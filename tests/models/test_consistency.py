@@ -383,7 +383,8 @@ def test_hooks_fire_at_every_step_of_generation(model: Decoder, tokens: Tensor) 
         return x + 0.5 * torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
 
     got = model.generate(tokens[:, :6], 5, hooks=[(name, push)])
-    assert seen == [*list(range(6)) * model.loops, *(p for p in (6, 7, 8, 9) for _ in range(model.loops))]
+    times = model.hook_dict[name].steps
+    assert seen == [*list(range(6)) * times, *(p for p in (6, 7, 8, 9) for _ in range(times))]
     assert torch.equal(got, model.generate(tokens[:, :6], 5, hooks=[(name, push)], use_state=False))
 
 
