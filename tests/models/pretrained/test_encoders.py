@@ -128,3 +128,32 @@ def test_minilm() -> None:
         assert largest((cache["resid_pre", layer] - expected.hidden_states[layer])[mask]) < 1e-5
         assert largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask]) < 1e-5
     assert largest(ours.pooled(output) - expected.pooler_output) < 1e-5
+
+
+@pytest.mark.slow
+def test_what_minilms_heads_do() -> None:
+    """Head 0-2 reads the previous token, 1-8 the next one, and layers 1-4 rest on [CLS], as was measured with transformers on 200 other
+    inputs of the same treebank: .986, .631, and .34 .33 .30 .32. 24 inputs of two segments of 62 word pieces here."""
+    from workbench.lab.corpora import MissingData, ewt_documents, find_data
+
+    model = load_folder(minilm_folder(), architecture)
+    try:
+        documents = ewt_documents(find_data("en_ewt-ud-dev.conllu"))
+    except MissingData:
+        pytest.skip("needs the treebank en_ewt-ud-dev.conllu")
+    pieces = [i for text in documents for i in model.tokenizer.encode_plain(text)]
+    first, last = model.tokenizer.encode("")
+    rows = [[first, *pieces[k : k + 62], last, *pieces[k + 62 : k + 124], last] for k in range(0, 24 * 124, 124)]
+    kinds = (torch.arange(127) >= 64).long()[None]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(
+            torch.tensor(rows), names="blocks.*.attn.hook_pattern", facts={"token_types": kinds}
+        )
+    patterns = [cache["pattern", layer] for layer in range(6)]
+    previous = torch.stack([p.diagonal(-1, 2, 3).mean((0, 2)) for p in patterns])
+    following = torch.stack([p.diagonal(1, 2, 3).mean((0, 2)) for p in patterns])
+    assert int(previous.argmax()) == 0 * 12 + 2 and abs(float(previous[0, 2]) - 0.986) < 0.02
+    assert int(following.argmax()) == 1 * 12 + 8 and abs(float(following[1, 8]) - 0.631) < 0.03
+    on_first = torch.tensor([float(p[..., 0].mean()) for p in patterns])
+    assert largest(on_first[1:5] - torch.tensor([0.34, 0.33, 0.30, 0.32])) < 0.05
+    assert float(on_first[1:5].min()) > 2 * float(on_first[5])
