@@ -25,7 +25,7 @@ def start_search(
     `since`: for `"change"`, the token that the span begins after. `symbol`: for `"read"`, the one character whose logit is asked about.
     FormError, in words for the reader, for what cannot be searched.
     """
-    run, at = _searchable(services, scene)
+    run, at = searchable(services, scene)
     chosen = checked_choice(measure, "measure", list(MEASURES))
     depth = len(RunSynapses(run).layers)
     target = checked_number(layer, "layer", 1, depth - 1)
@@ -49,7 +49,8 @@ def start_search(
     )  # fmt: skip
 
 
-def _searchable(services: Services, scene: Scene) -> tuple[Run, int]:
+def searchable(services: Services, scene: Scene) -> tuple[Run, int]:
+    """The open run of an unchanged BDH of the catalogue, and its pinned (else last) token. FormError for any other."""
     try:
         run = scene.opened()
         RunSynapses(run)

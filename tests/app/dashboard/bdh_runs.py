@@ -22,6 +22,6 @@ def real_services(root: Path) -> tuple[Services, str]:
 
 def finished(services: Services, job: Job) -> str:
     """The id of the run that a job made; AssertionError with its words when it failed."""
-    done = services.jobs.wait(job.id, timeout=120)
+    done = services.jobs.wait(job.id, timeout=900)
     assert done.state == "done", (done.error, done.traceback)
     return str(done.result)

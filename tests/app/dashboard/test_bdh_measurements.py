@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
 import models
+from app.measure.basket import EXAMPLES, OF_SYNAPSES, parse_basket, random_twin
 from app.measure.common import FormError
+from app.measure.concepts import sentences_of, start_finding
+from app.measure.graph import start_graph
+from app.measure.interventions import start_intervening
+from app.measure.merging import parents, start_merging
 from app.measure.synapses import start_search
 from app.pages import find_pages
+from app.pages.concepts import NEGATIVE, POSITIVE, candidate_rows
+from app.pages.graph import elements, neuron_words
+from app.pages.intervene import first_basket
+from app.pages.merge import badge
 from app.pages.synapses import chips, says, table_rows, toggled, typed
 from app.panels.base import NothingToShow, StripPanel
 from app.services import Services
@@ -20,6 +30,7 @@ from app.view_state import MAX_SYNAPSES, ViewState
 from probes import bdh
 from tests.app.dashboard.bdh_runs import MODEL, TEXT, finished, real_services
 from tests.app.dashboard.test_pages import text_of
+from workbench import EditState
 
 PAGES = {page.name: page for page in find_pages()}
 PANELS = {panel.id: panel for page in find_pages() for panel in page.panels}
@@ -33,8 +44,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, 
     services.jobs.shutdown(timeout=60)
 
 
-def check_panels(services: Services, view: ViewState, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every panel draws in both schemes, has a table, and its Python makes its array."""
+def check_panels(
+    services: Services, view: ViewState, names: list[str], monkeypatch: pytest.MonkeyPatch, unrun: Sequence[str] = ()
+) -> None:
+    """Every panel draws in both schemes, has a table, and its Python makes its array (`unrun`: too slow to run once more here)."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(services.store.root))
     scene = services.scene(view)
     for name in names:
@@ -51,6 +64,9 @@ def check_panels(services: Services, view: ViewState, names: list[str], monkeypa
         assert lines and all(len(line) == len(headers) for line in lines), name
         assert panel.facts(scene) is not None and panel.source(scene) is not None
         code, found = panel.snippet(scene), {}  # type: ignore[var-annotated]
+        compile(code, name, "exec")
+        if name in unrun:
+            continue
         exec(code, found)
         np.testing.assert_allclose(np.asarray(found["values"]), values, rtol=1e-5, atol=1e-7, err_msg=code)
 
@@ -133,3 +149,193 @@ def test_following(stage: tuple[Services, str]) -> None:
     assert toggled(ViewState(synapses=view.synapses[:1]), view.synapses[0])["change"]["syn"] is None
     with pytest.raises(NothingToShow, match="Search"):
         PANELS["synapse-fixed"].values(scene)
+
+
+# ---- neuron graph ----------------------------------------------------------------------------------------------------
+
+GRAPH = {
+    "name": MODEL, "graph": "x", "source_head": 0, "target_head": 0, "edges": 120, "text": TEXT, "layer": 2, "draws": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"graph": "state", "target_head": 1}, {"graph": "coactivation"}], ids=lambda c: c.get("graph", "x")
+)
+def test_a_graph_is_the_probes_and_can_be_made_again(
+    stage: tuple[Services, str], changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, _ = stage
+    result = finished(services, start_graph(services, **{**GRAPH, **changes}))
+    found = services.open_run(result)
+    source, target, places = (found.array(name) for name in ("source", "target", "places"))
+    assert len(source) == 120 and np.isfinite(places[np.union1d(source, target)]).all()
+    point = found.manifest["results"]["modularity"]
+    assert set(point["baselines"]) == {"random", "low rank", "rewired", *(["initial"] if not changes else [])}
+    # Q of the stored division, by its definition, is what the probe says.
+    community, weight = found.array("community"), np.abs(found.array("weight"))
+    inside = weight[community[source] == community[target]].sum() / weight.sum()
+    degree = np.bincount(source, weight, len(community)) + np.bincount(target, weight, len(community))
+    shares = np.array([degree[community == c].sum() for c in range(community.max() + 1)]) / (2 * weight.sum())
+    assert inside - (shares**2).sum() == pytest.approx(point["observed"]["q"], abs=1e-6)
+    shown = [panel.id for panel in PAGES["graph"].panels]
+    if not found.manifest["results"]["tails"]:
+        shown.remove("graph-degrees")
+    check_panels(services, ViewState(page="graph", result=result), shown, monkeypatch)
+    drawn = elements(found)
+    assert sum("position" in each for each in drawn) == (community >= 0).sum()
+    hub = found.manifest["results"]["hubs"][0]
+    words = text_of(neuron_words(found, hub["neuron"] + (found.manifest["results"]["n_neurons"] if hub["head"] else 0)))
+    assert f"{hub['head']}·{hub['neuron']}" in words and "promotes" in words
+    assert "Modularity" in text_of(
+        PAGES["graph"].build(services, services.scene(ViewState(page="graph", result=result)))
+    )
+
+
+@pytest.mark.parametrize("changes,words", [
+    ({"name": "bdh-englisch"}, "Did you mean 'bdh-english'"), ({"graph": "z"}, "kind of graph"), ({"edges": 3}, "from 20"),
+    ({"graph": "state", "text": " "}, "Type a text"), ({"graph": "state", "layer": 0}, "the layer is 0"), ({"draws": 1.5}, "draws"),
+    ({"source_head": None}, "source head is None"),
+])  # fmt: skip
+def test_mistakes_in_the_graphs_form_are_named(stage: tuple[Services, str], changes: dict, words: str) -> None:
+    with pytest.raises(FormError, match=words):
+        start_graph(stage[0], **{**GRAPH, **changes})
+
+
+# ---- concepts --------------------------------------------------------------------------------------------------------
+
+CONCEPT = {
+    "name": MODEL, "concept": "animal", "positive": "", "negative": "", "sentences": 16, "statistic": "strength", "layer": 2, "head": 1,
+    "shuffles": 1, "draws": 1,
+}  # fmt: skip
+
+
+def test_a_concept_search_is_the_probes(stage: tuple[Services, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    services, _ = stage
+    result = finished(services, start_finding(services, **CONCEPT))
+    view = ViewState(page="concepts", result=result)
+    check_panels(
+        services,
+        view,
+        [panel.id for panel in PAGES["concepts"].panels],
+        monkeypatch,
+        ["concept-shuffles", "concept-causal"],
+    )
+    scene = services.scene(view)
+    assert len(candidate_rows(scene)) == len(services.open_run(result).array("rank_biserial"))
+    assert "Is it causal?" in text_of(PAGES["concepts"].build(services, scene))
+
+
+def test_own_sentences_have_groups(stage: tuple[Services, str]) -> None:
+    services, _ = stage
+    own = {**CONCEPT, "concept": "own", "positive": POSITIVE, "negative": NEGATIVE, "shuffles": 0, "draws": 0}
+    found = services.open_run(finished(services, start_finding(services, **own)))
+    results = found.manifest["results"]
+    assert found.manifest["settings"]["positive"] == POSITIVE.splitlines()
+    assert results["transfer"] is None and results["causal"] is None and "groups" in results["no_transfer"]
+    scene = services.scene(ViewState(page="concepts", result=found.id))
+    for name in ("concept-transfer", "concept-causal", "concept-shuffles"):
+        with pytest.raises(NothingToShow):
+            PANELS[name].values(scene)
+    assert sentences_of("a | one two\nthree", "set", 2) == [("a", "one two"), ("", "three")]
+
+
+@pytest.mark.parametrize("changes,words", [
+    ({"concept": "anmal"}, "Did you mean 'animal'"), ({"sentences": 4}, "from 8"),
+    ({"concept": "own", "positive": "one line"}, "There are 1"),
+    ({"concept": "own", "positive": "a\n" * 9}, "has 1 tokens"), ({"layer": 0}, "target layer"),
+    ({"shuffles": None}, "shuffles is None"),
+])  # fmt: skip
+def test_mistakes_in_the_concept_form_are_named(stage: tuple[Services, str], changes: dict, words: str) -> None:
+    with pytest.raises(FormError, match=words):
+        start_finding(stage[0], **{**CONCEPT, **changes})
+
+
+# ---- interventions ---------------------------------------------------------------------------------------------------
+
+BASKET = "ablate 1.0.{i}-2.{h}.{j} after 30\nneurons 0.5\nblock 50 51\nscale layer 1 by 0.5 after 20\nstate layer 2 after 40 from: a cat"
+
+
+def test_a_basket_does_what_its_hooks_do(stage: tuple[Services, str], searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    services, run = stage
+    _, head, i, _, h, j = services.open_run(searched).array("addresses")[0].tolist()
+    basket = BASKET.replace("1.0.", f"1.{head}.").format(i=i, h=h, j=j)
+    scene = services.scene(ViewState(run=run, query=60))
+    result = finished(services, start_intervening(services, scene, basket, 2, 0))
+    found, model = services.open_run(result), models.load(MODEL)
+    tokens = model.to_tokens(TEXT)
+    synapse = bdh.Synapse(source=(head, i), target=(h, j), target_layer=2)
+    hooks = [
+        bdh.ablate_synapse(model, TEXT, synapse, after=30), *bdh.ablate_neurons(model, [(0, 5)]),
+        bdh.block_reads(model, positions=[50, 51]),
+        EditState(layer=1, after=20, value=0.5), *bdh.copy_state(model, "a cat", source_after=-1, after=40, layer=2),
+    ]  # fmt: skip
+    with torch.no_grad():
+        plain, changed = (model.run_with_hooks(tokens, hooks=each)[0].log_softmax(-1) for each in ([], hooks))
+    expected = (plain - changed)[:-1].gather(1, tokens[0, 1:, None])[:, 0].numpy()
+    np.testing.assert_allclose(found.array("loss")[1:], expected, atol=2e-5)
+    np.testing.assert_allclose(found.array("log_probs"), (changed - plain)[60].numpy(), atol=2e-5)
+    assert np.abs(expected).max() > 1e-3
+    view = ViewState(page="intervene", run=run, result=result)
+    check_panels(services, view, [panel.id for panel in PAGES["intervene"].panels], monkeypatch)
+    assert first_basket(services.scene(view)) == basket
+    assert "random edits" in text_of(PAGES["intervene"].build(services, services.scene(view)))
+
+
+def test_twins_are_of_the_same_kind_but_others() -> None:
+    activity = {(head, neuron): float(neuron) for head in range(2) for neuron in range(40)}
+    edits = parse_basket("\n".join(f"{kind} {example}" for kind, example in EXAMPLES.items() if kind not in OF_SYNAPSES), 100)
+    for edit in edits:
+        twin = random_twin(edit, 100, random.Random(0), activity)
+        assert twin.kind == edit.kind and twin.layer == edit.layer and twin.value == edit.value
+        assert len(twin.positions) == len(edit.positions)
+        assert [head for head, _ in twin.neurons] == [head for head, _ in edit.neurons] and not set(twin.neurons) & set(edit.neurons)
+        assert sorted(twin.text) == sorted(edit.text) and (twin.neurons or twin != edit or edit.kind == "state")
+        assert all(abs(one[1] - other[1]) <= 8 for one, other in zip(edit.neurons, twin.neurons, strict=True))
+
+
+@pytest.mark.parametrize("basket,words", [
+    ("", "0 edits"), ("ablat 1.0.1-2.0.1 after 3", "Did you mean 'ablate'"), ("freeze at 3", "freeze since 40"), ("block 99", "too late"),
+    ("mute 2.0.1-1.0.1", "is no synapse"), ("neurons 0.512", "no neuron 0.512"), ("scale layer 4 by 0 after 3", "no layer 4"),
+    ("mute 1.0.600-2.0.1", "neuron 600"), ("block 3\n" * 13, "13 edits"),
+])  # fmt: skip
+def test_mistakes_in_the_basket_are_named(stage: tuple[Services, str], basket: str, words: str) -> None:
+    services, run = stage
+    with pytest.raises(FormError, match=words):
+        start_intervening(services, services.scene(ViewState(run=run)), basket, 2, 0)
+
+
+# ---- merge lab -------------------------------------------------------------------------------------------------------
+
+
+def test_a_merge_is_measured(stage: tuple[Services, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With untrained weights, and with itself: an identity, with half of everything from either side."""
+    services, _ = stage
+    found = services.open_run(finished(services, start_merging(services, MODEL, f"initial:{MODEL}", TEXT)))
+    model = models.load(MODEL)
+    losses = found.array("losses")
+    np.testing.assert_allclose(losses[0, 1:], model(TEXT, return_type="loss", loss_per_token=True)[0].detach().numpy(), atol=1e-5)
+    means = np.nanmean(losses, axis=1)
+    assert means[0] < means[2] and means[0] < means[1]
+    plain, exact = found.manifest["results"]["self_merge"]
+    assert exact < 1e-9 < plain
+    assert "identity" in text_of(badge(found))
+    check_panels(services, ViewState(page="merge", result=found.id), ["merge-losses", "merge-heritage"], monkeypatch)
+    itself = services.open_run(finished(services, start_merging(services, MODEL, MODEL, TEXT)))
+    np.testing.assert_allclose(itself.array("heritage"), 0.5, atol=1e-4)
+    np.testing.assert_allclose(itself.array("losses")[2, 1:], losses[0, 1:], atol=0.02)
+
+
+def test_folders_of_the_runs_root_can_be_parents(stage: tuple[Services, str]) -> None:
+    services, _ = stage
+    models.save(models.build("bdh"), services.store.root / "my-bdh")
+    (services.store.root / "broken").mkdir()
+    (services.store.root / "broken" / "config.json").write_text("{")
+    names = [value for value, _ in parents(services)]
+    assert "folder:my-bdh" in names and not any("broken" in name for name in names)
+    job = services.jobs.wait(start_merging(services, "folder:my-bdh", MODEL, TEXT).id, timeout=60)
+    assert job.state == "failed" and "n_layers" in str(job.error)
+    for wrong in ("folder:../elsewhere", "folder:my-bhd", "no-such"):
+        with pytest.raises(FormError, match="no model"):
+            start_merging(services, wrong, MODEL, TEXT)
+    with pytest.raises(FormError, match="two tokens"):
+        start_merging(services, MODEL, MODEL, "a")
