@@ -47,7 +47,10 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
         "intervene", "The basket", "One edit a line. They run together on the open run's text.",
         [
             text_area("intervene-basket", "Edits", first_basket(scene), 4),
-            side_by_side(count_input("intervene-draws", "Random baskets", asked.get("draws", 10), 1, 100), count_input("intervene-seed", "Seed", asked.get("seed", 0), 0, 10**6)),
+            side_by_side(
+                count_input("intervene-draws", "Random baskets", asked.get("draws", 10), 1, 100),
+                count_input("intervene-seed", "Seed", asked.get("seed", 0), 0, 10**6),
+            ),
         ],
         "Run",
     )  # fmt: skip
