@@ -129,8 +129,11 @@ def test_estimates_are_exact_where_the_model_is_linear() -> None:
     assert exact.effects().abs().max() > 1e-4
 
 
-def circuit_prompts() -> tuple[Any, Tensor, Tensor, LogitDifference]:
-    """Induction prompts that end where a token must be repeated; in the corrupted ones the earlier copy was followed by another."""
+def circuit_prompts(changed: str = "answer") -> tuple[Any, Tensor, Tensor, LogitDifference]:
+    """Induction prompts that end where a token must be repeated; in the corrupted ones the earlier copy was followed by another.
+
+    `changed="match"`: there the earlier copy itself is another token, so that nothing matches.
+    """
     task = make_task("induction", vocab_size=128, length=41, min_period=10, max_period=16, seed=7)
     batch = task.batch(6, 1, "validation")
     tokens, ends = batch.tokens, []
@@ -141,7 +144,7 @@ def circuit_prompts() -> tuple[Any, Tensor, Tensor, LogitDifference]:
         earlier = [i for i in range(end - 1) if int(row[i]) == query and i + 1 < end - 1]
         answer, wrong = int(row[end]), (int(row[end]) + 5) % 128
         other = row[:end].clone()
-        other[[i + 1 for i in earlier]] = wrong
+        other[[i + (changed == "answer") for i in earlier]] = wrong
         clean.append(row[:end])
         corrupted.append(other)
         answers.append(answer)
