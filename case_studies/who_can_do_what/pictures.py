@@ -1,7 +1,8 @@
-"""What trained cells look like inside: the pattern that finds the answer, what the state keeps, and the bit that tracks parity."""
+"""What trained cells look like inside: the pattern that finds the answer, what the state keeps, the bit of parity, half a group."""
 
 from __future__ import annotations
 
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from workbench.lab.tasks import Task, TaskBatch
 ROWS = 64
 RECALL_CELLS = ("softmax", "retnet", "mamba2", "deltanet", "gated-deltanet")  # all with an exact pattern
 KEEPING_CELLS = ("mamba2", "gated-deltanet")
+SIGN_CELLS = ("gru", "slstm", "softmax", "mamba2")
 PARITY_CELLS = ("gru", "elman", "deltanet-negative", "simple-gla", "mamba2")
 
 
@@ -79,3 +81,16 @@ def correlations(numbers: Tensor, truth: Tensor) -> Tensor:
     x, y = x - x.mean(0), y - y.mean()
     size = x.norm(dim=0) * y.norm()
     return torch.where(size > 0, (x * y[:, None]).sum(0) / size.clamp(min=1e-30), torch.zeros_like(size))
+
+
+def right_sign(model: LanguageModel, task: Task, first: int) -> float:
+    """Share of the answers from position `first` on that name a permutation of the right sign, be it the right one or not.
+
+    Even and odd are the coarsest part of the group: who tracks only that is right in 2 / items! of all cases, but here always.
+    """
+    batch = task.batch(ROWS, 0, "validation")
+    orders = permutations(range(task.items))  # type: ignore[attr-defined]
+    odd = torch.tensor([sum(a > b for a, b in combinations(order, 2)) % 2 for order in orders])
+    with torch.no_grad():
+        said = model(batch.tokens[:, :-1])[..., : len(odd)].argmax(-1)[:, first - 1 :]
+    return float((odd[said] == odd[batch.targets[:, first:]]).float().mean())

@@ -32,6 +32,7 @@ def run(context: Context) -> dict[str, Any]:
         rates=seeds["rates"],
         planted_share=seeds["planted_share"],
         parity_correlation=seeds["parity_correlation"],
+        right_sign=seeds["right_sign"],
     )
     context.save_array("accuracy", np.stack(seeds["accuracy"]), axes=("seed", "mixer", "task"))
     context.save_array("beyond", np.stack(seeds["beyond"]), axes=("seed", "mixer", "task"))
@@ -120,7 +121,7 @@ def passkey_within_and_not_beyond(measured: Mapping[str, Summary]) -> tuple[bool
 
 def look_inside(context: Context, table: Table) -> dict[str, Any]:
     """Pictures of some trained cells, as arrays and plain values."""
-    found: dict[str, Any] = {"planted_share": {}, "parity_correlation": {}}
+    found: dict[str, Any] = {"planted_share": {}, "parity_correlation": {}, "right_sign": {}}
 
     def model_of(mixer: str, task: str) -> Any:
         folder = context.folder / task / mixer
@@ -142,4 +143,8 @@ def look_inside(context: Context, table: Table) -> dict[str, Any]:
         seen = pictures.parity_picture(model_of(mixer, "parity"), parity)
         found[f"trace.{mixer}"], found["parity_truth"] = seen["trace"], seen["parity"]
         found["parity_correlation"][mixer] = seen["correlation"]
+    products = cells.task_of("permutations", context.seed)
+    longer = cells.twice_as_long(products)
+    for mixer in pictures.SIGN_CELLS:
+        found["right_sign"][mixer] = pictures.right_sign(model_of(mixer, "permutations"), longer, products.length)
     return found

@@ -153,6 +153,26 @@ def test_the_number_that_goes_with_parity_is_found_and_judged_on_other_rows() ->
     assert found["correlation"] == pytest.approx(1.0) and np.array_equal(found["trace"], found["parity"])
 
 
+class SignOracle(nn.Module):
+    """Answers a product of permutations of three with the identity if it is even, else with the exchange of the last two."""
+
+    EVEN = (0, 3, 4)  # in lexicographic order: the identity and the two rotations
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, pos] -> [batch, pos, 16]."""
+        odd = torch.tensor([number not in self.EVEN for number in range(6)]).long()
+        return nn.functional.one_hot(odd[tokens].cumsum(1) % 2, 16).float()
+
+
+def test_the_sign_can_be_right_where_the_permutation_is_not() -> None:
+    task = cells.task_of("permutations", 0)
+    oracle: Any = SignOracle()
+    assert pictures.right_sign(oracle, cells.twice_as_long(task), task.length) == 1.0
+    assert cells.accuracy_beyond(oracle, task, 256) == pytest.approx(1 / 3, abs=0.02)
+    always_odd: Any = lambda tokens: oracle(tokens).roll(1, -1)  # noqa: E731 0 -> 1 and 1 -> 2, both odd
+    assert pictures.right_sign(always_odd, cells.twice_as_long(task), task.length) == pytest.approx(0.5, abs=0.05)
+
+
 def test_what_the_claims_are_given() -> None:
     table = {(mixer, task): {"accuracy": 0.5, "beyond": 0.25} for mixer in MIXERS for task in TASKS}
     table["lstm", "parity"] = {"accuracy": 1.0, "beyond": 0.9}
