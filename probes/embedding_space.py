@@ -24,6 +24,7 @@ from torch import Tensor
 
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hooked_model import heads_first, main_point
+from workbench.lab.catalogue import implements
 
 SIDES = ("key", "value")
 MAPS = ("qk", "ov")
@@ -132,6 +133,7 @@ def project(model: Any, vectors: Tensor, side: str) -> Tensor:
     return vectors @ (model.W_E.T if side == "key" else model.W_U)
 
 
+@implements("embedding-space", "probe", "neuron_tokens")
 def neuron_tokens(
     model: Any, layer: int, numbers: Sequence[int] | None = None, side: str = "value", k: int = 10
 ) -> list[list[tuple[int, float]]]:
@@ -146,6 +148,7 @@ def neuron_tokens(
     return [list(zip(i.tolist(), v.tolist(), strict=True)) for i, v in zip(best.indices, best.values, strict=True)]
 
 
+@implements("embedding-space", "probe", "head_pairs")
 @torch.no_grad()
 def head_pairs(
     model: Any, layer: int, head: int, which: str = "ov", k: int = 20, rows: int = 1024
@@ -192,6 +195,7 @@ class KeyValueOverlap:
         }
 
 
+@implements("embedding-space", "probe", "key_value_overlap")
 def key_value_overlap(model: Any, layer: int, k: int = 50, seed: int = 0) -> KeyValueOverlap:
     """R_k of each neuron: |top k of its key ∩ top k of its value| / k, beside keys and values that do not belong together.
 
@@ -232,6 +236,7 @@ class LayerAlignment:
         }  # fmt: skip
 
 
+@implements("embedding-space", "probe", "layer_alignment")
 @torch.no_grad()
 def layer_alignment(first: Any, second: Any, parameter: str = "values", space: str = "tokens") -> LayerAlignment:
     """Match the layers of two models by one kind of parameter, read as vectors over tokens.

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.linear.examples import Examples
+from workbench.lab.catalogue import implements
 
 Array = NDArray[np.float64]
 
 
+@implements("transformer-ranker", "probe", "logme")
 def logme(examples: Examples, iterations: int = 100, tolerance: float = 1e-8) -> float:
     """LogME: per class, y ~ N(Fw, β⁻¹), w ~ N(0, α⁻¹), with α, β at the maximum of log p(y | F, α, β); the mean over classes, per example.
 
@@ -68,6 +70,7 @@ def log_evidence(
     return float(evidence), alpha, beta
 
 
+@implements("transformer-ranker", "probe", "h_score")
 def h_score(examples: Examples, *, regularised: bool = True) -> float:
     """tr(Σ⁻¹ Σ_between), Σ_between the covariance of class means. `regularised`: Σ shrunk by Ledoit–Wolf, Σ_between by the same factor.
 
@@ -89,6 +92,7 @@ def h_score(examples: Examples, *, regularised: bool = True) -> float:
     return float((1 - shrinkage) * np.trace(np.linalg.pinv(covariance, hermitian=True) @ between))
 
 
+@implements("transformer-ranker", "probe", "neighbour_accuracy")
 def neighbour_accuracy(examples: Examples, k: int = 3, metric: str = "euclidean") -> float:
     """Leave-one-out accuracy of a vote of the k nearest other examples.
 
