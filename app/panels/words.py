@@ -8,7 +8,9 @@ from typing import Any
 KINDS = {
     "attention": "softmax attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
-    "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "aaren": "Aaren",
+    "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "log_linear_delta": "log-linear delta rule",
+    "aaren": "Aaren", "titans": "Titans memory", "miras": "Miras memory", "mlstm": "mLSTM", "slstm": "sLSTM", "lstm": "LSTM",
+    "gru": "GRU", "elman": "Elman network", "paragru": "ParaGRU", "paralstm": "ParaLSTM",
 }  # fmt: skip
 
 PATTERN_KIND_WORDS = {
@@ -27,9 +29,10 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
     """What the pattern of a layer is, fact by fact, so that nobody mistakes one kind of map for another."""
     record = layer.get("pattern") or {}
     signed, total = record.get("signed", layer.get("form") != "softmax"), record.get("rows_sum_to")
-    facts = ["signed weights" if signed else "no negative weights"]
-    facts.append("rows do not sum to 1" if total is None else f"rows sum to {total:g}")
     kind = record.get("kind", "weights")
+    noun = "weights" if kind == "weights" else "values"
+    facts = [f"signed {noun}" if signed else f"no negative {noun}"]
+    facts.append("rows do not sum to 1" if total is None else f"rows sum to {total:g}")
     if kind != "weights":
         facts.append(PATTERN_KIND_WORDS.get(kind, kind.replace("_", " ")))
     elif record.get("effective"):

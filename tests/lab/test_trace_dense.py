@@ -16,6 +16,7 @@ from app.panels.words import memory_words, pattern_words, state_axes
 from app.services import LeastRecentlyUsed, Scene
 from app.theme import theme_called
 from app.view_state import ViewState
+from models.architecture_record import ARCHITECTURES
 from models.attention.site import AttentionConfig
 from models.language_model import LanguageModel, LanguageModelConfig
 from tests.lab.dense_mixer import TanhConfig
@@ -171,26 +172,39 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
         assert panel.facts(scene(run))
 
 
-RECURRENT = ("gla", "gateloop", "deltanet", "kda", "mamba", "samba", "aaren", "loglinear-gdn")
-TEST_TIME = ("titans", "titans-linear", "titans-mag", "memora")
+models.list_models()  # registers all
+STATEFUL = sorted(name for name, record in ARCHITECTURES.items() if record.family not in ("attention", "depth"))
 
 
-@pytest.mark.parametrize("name", [*RECURRENT, *TEST_TIME])
+@pytest.mark.parametrize("name", STATEFUL)
 def test_pages_draw_every_recurrent_form(name: str, store: RunStore) -> None:
-    """Decays per row, delta rules and channel means: every panel of both pages draws, or says why not."""
-    run = trace_run(models.build(name), TEXT[:40], store)
-    light, drawn = theme_called("light"), []
-    for panel in (*attention_panels.PANELS, *state_panels.PANELS):
-        if panel.id == "query-row":
-            continue
-        view = scene(run, tracked=((0, 1),))
-        try:
-            panel.figure(view, light)
-            compile(panel.snippet_body(view), panel.id, "exec")
-            drawn.append(panel.id)
-        except NothingToShow:
-            assert panel.id in ("decay", "signals")
-    assert {"pattern", "state", "spectrum", "state-norms", "tracked", "offsets", "row-profile"} <= set(drawn)
+    """Every layer of every architecture that carries a state: each panel of both pages draws, or says why not; lines are labelled apart."""
+    model = models.build(name)
+    run = trace_run(model, TEXT[:24], store)
+    light = theme_called("light")
+    kinds = {run.layer(layer)["kind"]: layer for layer in reversed(range(model.n_layers))}
+    for layer in kinds.values():
+        record, drawn = run.layer(layer), set()
+        for panel in (*attention_panels.PANELS, *state_panels.PANELS):
+            if panel.id == "query-row":  # a strip, drawn in the browser
+                continue
+            view = scene(run, layer=layer, head=min(1, record["n_heads"] - 1), tracked=((1, 0), (0, 1)))
+            try:
+                assert panel.figure(view, light).data, panel.id
+                compile(panel.snippet_body(view), panel.id, "exec")
+                drawn.add(panel.id)
+            except NothingToShow as reason:
+                assert len(str(reason)) > 15
+        if record["form"] is not None:
+            assert {"pattern", "offsets", "row-profile"} <= drawn, record["kind"]
+        if record["state"] is not None and record["state"]["role"] == "state":
+            assert {"state", "spectrum", "state-norms", "tracked"} <= drawn, record["kind"]
+        written = run.has(f"layer.{layer}.write")
+        assert ("signals" in drawn) == bool(record["signals"] or written), record["kind"]
+        labels = [signal["label"] for signal in record["signals"]]
+        assert len(set(labels)) == len(labels)
+        words = " ".join(pattern_words(record))
+        assert ("Jacobian" in words) == (record["pattern"].get("kind") == "jacobian"), words
     if name in ("gla", "kda"):
         kept = next(panel for panel in state_panels.PANELS if panel.id == "decay")
         decay = np.exp(run.array("layer.0.log_decay"))
