@@ -106,9 +106,14 @@ def _labelled(concept: str, number: int) -> tuple[list[tuple[str, str]], list[tu
     wanted = [concept] * number, [others[turn // len(LANGUAGES) % len(others)] for turn in range(number)]
     sets = []
     for seed, about in enumerate(wanted):
-        drawn = {pair: sentences(language=pair[0], concept=pair[1], seed=seed) for pair in itertools.product(LANGUAGES, set(about))}
+        drawn = {
+            pair: sentences(language=pair[0], concept=pair[1], seed=seed)
+            for pair in itertools.product(LANGUAGES, set(about))
+        }
         languages = itertools.cycle(LANGUAGES)
-        sets.append([(language, next(drawn[language, each]).text) for language, each in zip(languages, about, strict=False)])
+        sets.append(
+            [(language, next(drawn[language, each]).text) for language, each in zip(languages, about, strict=False)]
+        )
     return sets[0], sets[1]
 
 
