@@ -128,7 +128,9 @@ def direct_attribution(
             f"{type(objective).__name__} is not linear in the logits, so it has no exact parts. Expected a LogitDifference."
         )
     tokens = model.to_tokens(tokens)
-    at = last_real(mask) if mask is not None and objective.at == -1 else objective.at
+    at = objective.at
+    if mask is not None and isinstance(at, int) and at == -1:
+        at = last_real(mask)
     objective = LogitDifference(objective.answer, objective.wrong, at)
     split = _Split(model, tokens, mask, tuple(hooks), heads)
     return split.attribute(objective)

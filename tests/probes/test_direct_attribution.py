@@ -169,6 +169,8 @@ def test_padding_and_order_change_nothing(name: str) -> None:
     mask = torch.cat([torch.ones_like(tokens), torch.zeros_like(tokens[:, :2])], 1).bool()
     padded = direct_attribution(model, right, OBJECTIVE, mask=mask)
     torch.testing.assert_close(padded.contributions, found.contributions, atol=1e-10, rtol=1e-8)
+    placed = LogitDifference(ANSWER, WRONG, at=torch.tensor([8, 8, 8]))  # one position for each sequence
+    torch.testing.assert_close(direct_attribution(model, right, placed, mask=mask).total, found.total)
     turned = direct_attribution(model, tokens.flip(0), LogitDifference(ANSWER.flip(0), WRONG.flip(0)))
     torch.testing.assert_close(turned.contributions.flip(1), found.contributions, atol=1e-12, rtol=1e-9)
 

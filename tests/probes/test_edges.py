@@ -10,8 +10,7 @@ from torch import Tensor
 from probes.edges import EdgeGraph, Node, edge_attribution, edge_effects
 from probes.heads import head_scores
 from probes.objectives import LogitDifference
-from tests.probes.attribution_cases import left_padded, perturbed, random_tokens
-from tests.probes.test_patching import circuit_prompts
+from tests.probes.attribution_cases import circuit_prompts, left_padded, perturbed, random_tokens
 from workbench.lab.tasks import make_task
 
 ANSWER, WRONG = torch.tensor([3, 8, 21]), torch.tensor([5, 1, 30])

@@ -13,7 +13,7 @@ from probes.heads import head_scores
 from probes.objectives import LogitDifference
 from probes.patching import activation_patching, attribution_patching, correlation
 from probes.progress import MeasurementCancelled
-from tests.probes.attribution_cases import ARCHITECTURES, left_padded, perturbed, random_tokens
+from tests.probes.attribution_cases import ARCHITECTURES, circuit_prompts, left_padded, perturbed, random_tokens
 from workbench import EditState, FreezeNorm, Patch
 from workbench.instrument.errors import UnknownHookPoint
 from workbench.lab.stimuli import load_prompt_pairs
@@ -127,37 +127,6 @@ def test_estimates_are_exact_where_the_model_is_linear() -> None:
         guess = attribution_patching(model, clean, corrupted, OBJECTIVE, role="resid_post", layers=[-1])
     torch.testing.assert_close(guess.values, exact.values, atol=1e-12, rtol=1e-9)
     assert exact.effects().abs().max() > 1e-4
-
-
-def circuit_prompts(changed: str = "answer") -> tuple[Any, Tensor, Tensor, LogitDifference]:
-    """Induction prompts that end where a token must be repeated; in the corrupted ones the earlier copy was followed by another.
-
-    `changed="match"`: there the earlier copy itself is another token, so that nothing matches.
-    """
-    task = make_task("induction", vocab_size=128, length=41, min_period=10, max_period=16, seed=7)
-    batch = task.batch(6, 1, "validation")
-    tokens, ends = batch.tokens, []
-    clean, corrupted, answers, wrongs = [], [], [], []
-    for row, counted in zip(tokens, batch.loss_mask, strict=True):
-        end = int(counted.nonzero()[-1])
-        query = int(row[end - 1])
-        earlier = [i for i in range(end - 1) if int(row[i]) == query and i + 1 < end - 1]
-        answer, wrong = int(row[end]), (int(row[end]) + 5) % 128
-        other = row[:end].clone()
-        other[[i + (changed == "answer") for i in earlier]] = wrong
-        clean.append(row[:end])
-        corrupted.append(other)
-        answers.append(answer)
-        wrongs.append(wrong)
-        ends.append(end)
-    shortest = min(ends)
-    cut = [torch.stack([row[-shortest:] for row in rows]) for rows in (clean, corrupted)]
-    return (
-        models.load("induction-circuit"),
-        cut[0],
-        cut[1],
-        LogitDifference(torch.tensor(answers), torch.tensor(wrongs)),
-    )
 
 
 def test_the_shipped_circuit_is_found() -> None:
