@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from models.architecture_record import Architecture
 from models.decoder import Decoder
@@ -122,6 +123,18 @@ def _assign(model: nn.Module, name: str, placeholder: Tensor, tensor: Tensor) ->
     setattr(model.get_submodule(path), last, parameter)
 
 
+class _NoValues(TorchFunctionMode):
+    """In-place changes of tensors without memory are left out. They would do nothing, but import a large part of torch first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.startswith("_") and name != "requires_grad_"
+        changed = args[0] if args else (kwargs or {}).get("tensor")  # what torch.nn.init calls it
+        if in_place and isinstance(changed, Tensor) and changed.is_meta:
+            return changed
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _weightless() -> Iterator[None]:
     """Models built in this thread meanwhile have parameters without memory; their buffers, which are computed, are real."""
@@ -134,7 +147,8 @@ def _weightless() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(on_meta)
     try:
-        yield
+        with _NoValues():
+            yield
     finally:
         handle.remove()
 

@@ -19,6 +19,8 @@ from workbench.lab.checkpoints import CheckpointError, read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -147,10 +149,15 @@ class Checkpoint:
         that a file and its converted copy never lie in memory together.
         """
         self.read_names.update(source.names)
-        raw = [self._tensor(name, keep=source.make is None) for name in source.names]
+        raw = [self._tensor(name, source.make is None and self._is(name, dtype)) for name in source.names]
         tensor = raw[0] if source.make is None else source.make(*raw)
         wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
         return tensor.to(wanted).contiguous()
+
+    def _is(self, name: str, dtype: torch.dtype | None) -> bool:
+        """Whether a tensor is stored in this dtype already."""
+        path = self.files.get(name)
+        return dtype is None or path is None or self._handle(path).get_slice(name).get_dtype() == _CODES.get(dtype)
 
     def _tensor(self, name: str, keep: bool) -> Tensor:
         if name in self.unpickled:

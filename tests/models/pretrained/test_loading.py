@@ -255,8 +255,9 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from models.pretrained.loader import load_folder
+from models.pretrained.family import families
 from models.registry import architecture
-architecture("gpt2")
+architecture("gpt2"), families()  # code is not weights
 
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))

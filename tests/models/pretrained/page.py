@@ -1,0 +1,142 @@
+"""`python -m tests.models.pretrained.page` measures every family against transformers and writes docs/pretrained.md."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import models
+from tests.models.pretrained import test_encoders
+from tests.models.pretrained.reference import CASES, LAYERS, NEW, Case, Pair, all_double, batch, largest, pair
+
+PAGE = Path(__file__).parents[3] / "docs" / "pretrained.md"
+HEADER = """# Published checkpoints
+
+This page is written by `python -m tests.models.pretrained.page` from measurements.
+
+`models.load` opens a folder in Hugging Face layout (`config.json` and safetensors, also in shards) or a hub id, on our own modules; none
+of transformers' modelling code runs. Everything else works as on every model: hooks, caches, patterns, states, padding, generation, runs.
+
+```
+model = models.load("openai-community/gpt2")               # downloaded once; afterwards from the local cache
+model = models.load("path/to/folder", dtype="auto")        # the stored dtype; the default is float32
+logits, cache = model.run_with_cache("When Mary and John went to the shops", role="pattern")
+```
+
+Weights are mapped, converted one by one and put into a model that had no memory before: opening takes at most 1.15 times the memory of the
+weights afterwards (a test measures it). Weights that exist only as pickles are refused, unless `allow_pickle_conversion=True`. The
+checkpoint's own tokenizer comes with it, where there is one; texts get its special tokens.
+"""
+FOOTER = """
+Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts={"token_types": ...}`, and have `pooled` and `mean_pooled`.
+
+## What is not supported, and says so
+
+- Settings that would make another function of the same weights: biases of gated MLPs, Falcon with ALiBi, OPT with norms after or
+  projected embeddings (350M), Phi with normalised queries and keys, BLOOM with residuals after norms, Mamba-2 with bounded step sizes.
+- Mixtures of experts, encoder-decoders (T5), Qwen3-Next, DiffLlama, RecurrentGemma, xLSTM and HRM-Text checkpoints have no converter here.
+- Pretraining heads of encoders (masked language modelling) are left out.
+- 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there.
+"""
+
+
+def measured(both: Pair) -> dict[str, str]:
+    """The largest differences over a whole, a left-padded and a right-padded batch in float64; logits in float32; generation."""
+    case, found = both.case, {"logits": 0.0, "streams": 0.0, "patterns": 0.0, "states": 0.0}
+    for side in (None, "left", "right"):
+        tokens, mask, _ = batch(side)
+        wanted = {"output_attentions": True} if case.patterns else {"use_cache": True}
+        expected = both.reference(side, **wanted)
+        with torch.no_grad():
+            (logits, state), cache = both.ours.run_with_cache(
+                tokens, mask=None if side is None else mask, return_state=True
+            )
+        found["logits"] = max(found["logits"], largest((logits - expected.logits)[mask]))
+        for layer in range(LAYERS):
+            gap = largest((cache[case.streams, layer] - expected.hidden_states[layer])[mask])
+            found["streams"] = max(found["streams"], gap)
+            if case.patterns:
+                gap = largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask])
+                found["patterns"] = max(found["patterns"], gap)
+            if case.states and side != "right":
+                theirs = expected.cache_params.get_recurrent_state(layer, state_idx=0)
+                ours = state.slot(layer, "state")
+                theirs = theirs if theirs.shape == ours.shape else theirs.transpose(-1, -2)
+                found["states"] = max(found["states"], largest(theirs - ours))
+    compared = (
+        {"logits", "streams"} | ({"patterns"} if case.patterns else set()) | ({"states"} if case.states else set())
+    )
+    row = {name: shown(value) if name in compared else "–" for name, value in found.items()}
+    return row | {"float32": f"{single(both):.0e}", "generation": f"{same_tokens(both)} of {NEW}"}
+
+
+def shown(value: float) -> str:
+    """A difference, to one digit."""
+    return f"{value:.0e}" if value else "0"
+
+
+def single(both: Pair) -> float:
+    """The largest difference of logits in float32, over their largest."""
+    tokens, _, _ = batch(None)
+    with torch.no_grad():
+        expected = both.theirs.float()(tokens).logits
+        gap = largest(models.load(both.folder)(tokens) - expected) / max(1.0, largest(expected))
+    both.theirs.double()
+    return gap
+
+
+def same_tokens(both: Pair) -> int:
+    """How many greedy tokens of a left-padded batch are the same, before the first that differs."""
+    tokens, mask, _ = batch("left")
+    both.theirs.generation_config.eos_token_id = None
+    with all_double(both.case.model):
+        expected = both.theirs.generate(
+            tokens, attention_mask=mask.long(), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+    equal = (both.ours.generate(tokens, NEW, mask=mask) == expected)[:, tokens.shape[1] :].all(0)
+    return NEW if bool(equal.all()) else int((~equal).int().argmax())
+
+
+def encoder_row(both: Pair) -> dict[str, str]:
+    """The same for an encoder: output, streams and patterns."""
+    tokens, mask = test_encoders.padded(both.theirs.config.pad_token_id)
+    with torch.no_grad():
+        expected: Any = both.theirs(
+            tokens, attention_mask=mask.long(), output_hidden_states=True, output_attentions=True
+        )
+        output, cache = both.ours.run_with_cache(tokens, mask=mask)
+    layers = range(LAYERS)
+    streams = max(largest((cache["resid_pre", i] - expected.hidden_states[i])[mask]) for i in layers)
+    patterns = max(largest((cache["pattern", i] - expected.attentions[i]).transpose(1, 2)[mask]) for i in layers)
+    out = largest((output - expected.hidden_states[-1])[mask])
+    return {"logits": f"{shown(out)} (output)", "streams": shown(streams), "patterns": shown(patterns)}
+
+
+def main() -> None:
+    """Measure and write."""
+    import transformers
+
+    torch.set_num_threads(1)
+    columns = ("logits", "streams", "patterns", "states", "float32", "generation")
+    lines = [
+        HEADER,
+        "## Parity\n",
+        f"Largest absolute difference from transformers {transformers.__version__} on small checkpoints with random weights that it wrote "
+        "(3 layers, batches whole, padded left and right), in float64 with its casts to float32 going to float64; `float32`: of the logits "
+        "as they come, over the largest logit; `generation`: greedy tokens of a padded batch with a cache, in float64.\n",
+        f"| checkpoint | class | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    cases: list[tuple[str, Case, Any]] = [(name, case, measured) for name, case in CASES.items()]
+    cases += [(name, case, encoder_row) for name, case in test_encoders.CASES.items()]
+    for name, case, measure in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(pair(case, Path(folder) / name))
+        lines.append(f"| {name} | {case.model} | {' | '.join(row.get(column, '–') for column in columns)} |")
+        print(lines[-1], flush=True)
+    PAGE.write_text("\n".join(lines) + "\n" + FOOTER)
+
+
+if __name__ == "__main__":
+    main()
