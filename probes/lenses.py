@@ -111,7 +111,7 @@ def residual_streams(
     """Logits [batch, pos, vocab], and the residual stream [batch, pos, d_model] that enters each layer, or (layer, step), in order."""
     logits, cache = model.run_with_cache(tokens, names=Select(role="resid"), mask=mask, hooks=hooks)
     entering = cache.by_role("resid")
-    order = sorted(entering, key=lambda depth: (depth[1], depth[0]) if isinstance(depth, tuple) else (0, depth))
+    order = [depth for layer, step in model.visits for depth in (layer, (layer, step)) if depth in entering]
     return logits, {depth: entering[depth] for depth in order}
 
 

@@ -68,10 +68,11 @@ def attention_statistics(
     readers = {layer: _reader(model, layer, whole_patterns) for layer in chosen}
     options = {"statistics": statistics, "features": features, "top_k": top_k, "map_size": map_size}
     found: dict[Layer, AttentionStatistics] = {}
+    repeats = {layer: (layer, 1) in getattr(model, "visits", ()) for layer in chosen}
 
     def receive(layer: int, factors: dict[str, Tensor]) -> None:
         step = sum(1 for key in found if (key if isinstance(key, int) else key[0]) == layer)
-        key = layer if getattr(model, "loops", 1) == 1 else (layer, step)
+        key = (layer, step) if repeats[layer] else layer
         found[key] = readers[layer].read(factors, mask, weights, heads, options)
 
     collecting = [item for layer in chosen for item in _collecting(layer, readers[layer].points, receive)]

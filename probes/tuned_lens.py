@@ -49,9 +49,9 @@ class TunedLens(nn.Module):
             ValueError: the lens belongs to a model of another width or depth.
         """
         depths, width = self.b.shape
-        if (depths, width) != (model.n_layers * model.loops, model.d_model):
+        if (depths, width) != (len(model.visits), model.d_model):
             raise ValueError(
-                f"This lens has {depths} depths of width {width}; {model.name!r} has {model.n_layers * model.loops} of {model.d_model}."
+                f"This lens has {depths} depths of width {width}; {model.name!r} has {len(model.visits)} of {model.d_model}."
             )
         return logit_lens(model, tokens, translate=self, **options)
 
@@ -118,7 +118,7 @@ def train_tuned_lens(
     weights = {"name": model.name, "sha256": model.weights_sha256()}
     identity = json.loads(json.dumps({"config": settings, "data": data.describe(), "model": weights}))
     parameter = next(model.parameters())
-    lens = TunedLens(model.n_layers * model.loops, model.d_model).to(parameter.device, parameter.dtype)
+    lens = TunedLens(len(model.visits), model.d_model).to(parameter.device, parameter.dtype)
     optimizer = torch.optim.Adam(lens.parameters(), lr=learning_rate)
     done = 0
     if (folder / CHECKPOINT).exists():

@@ -18,7 +18,7 @@ models.architecture("bdh")  # registers all
 def test_the_last_depth_is_the_model(name: str) -> None:
     model = perturbed(name)
     reading = logit_lens(model, random_tokens(model))
-    depths = model.n_layers * model.loops + 1
+    depths = len(model.visits) + 1
     assert reading.divergence.shape == (depths, 3, 9)
     assert reading.divergence[-1].abs().max() < 1e-12 and reading.agreement[-1].min() == 1
     assert reading.divergence[0].min() > 1e-9  # the embedding alone is another prediction
