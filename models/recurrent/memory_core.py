@@ -10,12 +10,13 @@ squared loss is linear in its values: its pattern is exact, o = α v, and editab
 Jacobian norm ‖∂o_i/∂v_j‖, computed on demand and report only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernels.fast_weight_memory import Carry, Link, Loss, Memory, fast_weight_memory, values_pattern
+from kernels.fast_weight_memory import Carry, Link, Loss, Memory, Signals, fast_weight_memory, values_pattern
 from models.context import Context
 from models.recurrent.linear_core import refuse_continued, watched
 from workbench.instrument.hook_points import HookPoint
@@ -42,47 +43,36 @@ class MemoryCore(nn.Module):
         self.hook_pattern = HookPoint(
             "pattern", "batch head query key", meta=meta, editable=self.linear, on_demand=not self.linear
         )
-        self.hook_state = HookPoint("state", "batch head state_k state_v", per_position=True)
+        self.state_axes = ("state_k", "state_v") if memory.hidden is None else ("weight", "hidden_neuron")
+        self.hook_state = HookPoint("state", " ".join(("batch head", *self.state_axes)), per_position=True)
         self.hook_loss = HookPoint("memory_loss", "batch head pos", editable=False, on_demand=True)
         self.hook_surprise = HookPoint("surprise", "batch head pos", editable=False, on_demand=True)
 
     def declare_momentum(self) -> None:
         """Called by a mixer whose memory has momentum: the hook point of that state."""
-        self.hook_momentum = HookPoint("state", "batch head state_k state_v", per_position=True)
+        self.hook_momentum = HookPoint("state", " ".join(("batch head", *self.state_axes)), per_position=True)
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        context: Context,
-        initial: Carry | Tensor,
-        step: Tensor,
-        log_decay: Tensor,
-        log_momentum: Tensor | None,
-        threshold: Tensor | None,
-        watch: bool = True,
+        self, tokens: dict[str, Tensor | None], context: Context, initial: Carry | Tensor
     ) -> tuple[Tensor, Carry]:
         """Learn and read. Padding neither writes nor lets time pass.
 
         Args:
+            tokens: q, k, v [batch, head, pos, width]; step, log_decay, log_momentum, threshold [batch, head, pos] or None.
             initial: what an earlier call handed on, or the weights to begin with, [batch, head, state_k, state_v].
-            step, log_decay, log_momentum, threshold: [batch, head, pos].
-            watch: False for a run in pieces whose mixer watches pattern and signals itself.
         """
-        options: dict[str, Any] = {
-            "log_decay": log_decay,
-            "log_momentum": log_momentum,
-            "threshold": threshold,
-            "loss": self.loss,
-            "link": self.link,
-            "every": self.every,
-            "real": context.mask,
-            "start": context.read_before,
-            "mode": "recurrent" if self.mode == "recurrent" else "chunked",
-        }
-        stops = self._stops(context, q.shape[2])
-        output, signals, carry = fast_weight_memory(
+        output, signals, carry = self.learn(tokens, context, initial, self.stops(context, tokens["k"].shape[2]))  # type: ignore[union-attr]
+        self.hook_loss(signals.loss)
+        self.hook_surprise(signals.surprise)
+        return self.watched(output, tokens, context, initial), carry
+
+    def learn(
+        self, tokens: dict[str, Tensor | None], context: Context, initial: Carry | Tensor, stops: Sequence[int]
+    ) -> tuple[Tensor, Signals, Carry]:
+        """The memory alone, with states handed out at `stops`, positions within this call; for mixers that run in pieces."""
+        options = self._options(tokens, context)
+        q, k, v, step = self._required(tokens)
+        return fast_weight_memory(
             q,
             k,
             v,
@@ -90,16 +80,28 @@ class MemoryCore(nn.Module):
             self.memory,
             initial,
             **options,
-            stops=stops or None,
+            stops=list(stops) or None,
             on_carry=(lambda t, c: self._at(context.offset + t, c)) if stops else None,
         )
-        if watch:
-            self.hook_loss(signals.loss)
-            self.hook_surprise(signals.surprise)
-            output = self._watched(output, (q, k, v, step, initial), context, options)
-        return output, carry
 
-    def _stops(self, context: Context, length: int) -> list[int]:
+    @staticmethod
+    def _required(tokens: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v, step = (tokens[name] for name in ("q", "k", "v", "step"))
+        assert q is not None and k is not None and v is not None and step is not None
+        return q, k, v, step
+
+    def _options(self, tokens: dict[str, Tensor | None], context: Context) -> dict[str, Any]:
+        return {
+            **{name: tokens[name] for name in ("log_decay", "log_momentum", "threshold")},
+            "loss": self.loss,
+            "link": self.link,
+            "every": self.every,
+            "real": context.mask,
+            "start": context.read_before,
+            "mode": "recurrent" if self.mode == "recurrent" else "chunked",
+        }
+
+    def stops(self, context: Context, length: int) -> list[int]:
         """Where somebody watches the state or the momentum, positions within this call."""
         found: set[int] = set()
         for name in ("hook_state", "hook_momentum"):
@@ -117,8 +119,12 @@ class MemoryCore(nn.Module):
                 carry = carry._replace(**{field: point.at(position, value)})
         return carry
 
-    def _watched(self, output: Tensor, tokens: Any, context: Context, options: dict[str, Any]) -> Tensor:
-        q, k, v, step, initial = tokens
+    def watched(
+        self, output: Tensor, tokens: dict[str, Tensor | None], context: Context, initial: Carry | Tensor
+    ) -> Tensor:
+        """The output once the pattern was read or, of a linear memory, edited."""
+        options = self._options(tokens, context)
+        q, k, v, step = self._required(tokens)
         if self.linear:
             rule = {name: options[name] for name in ("log_decay", "log_momentum", "every", "real", "start", "mode")}
             return watched(self.hook_pattern, context, output, v, lambda: values_pattern(q, k, step, **rule))

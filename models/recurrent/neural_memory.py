@@ -8,6 +8,7 @@ One number per token and head for each gate. The first weights of an MLP are lea
 whole output. The convolution smears tokens before they are written.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,23 @@ class MemoryConfig:
         return memory, Loss(self.loss, self.loss_power), Link(self.link, self.link_power, self.total)
 
 
+Watch = Callable[[HookPoint, Tensor], Tensor]
+
+
+def fire(point: HookPoint, x: Tensor) -> Tensor:
+    """The hook point itself: the ordinary `watch`."""
+    return point(x)
+
+
 class NeuralMemory(nn.Module):
-    """x [batch, pos, d_model] -> z [batch, pos, head, d_head] and the slots to carry on."""
+    """x [batch, pos, d_model] -> z [batch, pos, head, d_head] and the slots to carry on.
+
+    reports_only: for a mixer that runs it in pieces and fires its points afterwards: they cannot be edited.
+    """
 
     transparent_in_names = True
 
-    def __init__(self, config: MemoryConfig, d_model: int) -> None:
+    def __init__(self, config: MemoryConfig, d_model: int, reports_only: bool = False) -> None:
         super().__init__()
         if d_model % config.n_heads:
             raise ValueError(f"d_model ({d_model}) must be a multiple of n_heads ({config.n_heads}).")
@@ -88,19 +100,20 @@ class NeuralMemory(nn.Module):
         if not self.core.linear:
             self.first = nn.Parameter(torch.empty(config.n_heads, *memory.shape))
             self.first._own_init = True  # type: ignore[attr-defined]
-        self.hook_conv = HookPoint("conv", "batch pos channel")
-        self.hook_q = HookPoint("query", "batch pos head d_key")
-        self.hook_k = HookPoint("key", "batch pos head d_key")
-        self.hook_unit_q = HookPoint("unit_query", "batch pos head d_key")
-        self.hook_unit_k = HookPoint("unit_key", "batch pos head d_key")
-        self.hook_v = HookPoint("value", "batch pos head d_head")
-        self.hook_write = HookPoint("write", "batch pos head")
-        self.hook_log_decay = HookPoint("decay", "batch pos head")
+        how: dict[str, Any] = {"editable": False, "on_demand": True} if reports_only else {}
+        self.hook_conv = HookPoint("conv", "batch pos channel", **how)
+        self.hook_q = HookPoint("query", "batch pos head d_key", **how)
+        self.hook_k = HookPoint("key", "batch pos head d_key", **how)
+        self.hook_unit_q = HookPoint("unit_query", "batch pos head d_key", **how)
+        self.hook_unit_k = HookPoint("unit_key", "batch pos head d_key", **how)
+        self.hook_v = HookPoint("value", "batch pos head d_head", **how)
+        self.hook_write = HookPoint("write", "batch pos head", **how)
+        self.hook_log_decay = HookPoint("decay", "batch pos head", **how)
         if config.momentum:
-            self.hook_log_momentum = HookPoint("momentum_decay", "batch pos head")
+            self.hook_log_momentum = HookPoint("momentum_decay", "batch pos head", **how)
             self.core.declare_momentum()
         if self.threshold is not None:
-            self.hook_threshold = HookPoint("threshold", "batch pos head")
+            self.hook_threshold = HookPoint("threshold", "batch pos head", **how)
         self.hook_z = HookPoint("z", "batch pos head d_head")
 
     def initialise_own(self) -> None:
@@ -117,47 +130,55 @@ class NeuralMemory(nn.Module):
         self, x: Tensor, context: Context, carried: dict[str, Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Learn and read every token."""
-        shape = (self.n_heads, self.d_head)
-        mixed, window = causal_convolution(
-            self.input(x), self.conv, None, context, None if carried is None else carried["conv"]
-        )
-        q, k, v = self.hook_conv(F.silu(mixed)).chunk(3, dim=-1)
-        q = self.hook_unit_q(F.normalize(self.hook_q(q.unflatten(-1, shape)), dim=-1, eps=1e-6))
-        k = self.hook_unit_k(F.normalize(self.hook_k(k.unflatten(-1, shape)), dim=-1, eps=1e-6))
-        v = self.hook_v(v.unflatten(-1, shape))
-        gates = self._gates(x)
-        z, carry = self.core(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            context,
-            self._initial(x, carried),
-            **{name: None if gate is None else gate.transpose(1, 2) for name, gate in gates.items()},
-        )
+        window = None if carried is None else carried["conv"]
+        tokens, window = self.project(x, context, window)
+        z, carry = self.core(tokens, context, self.initial(x, carried))
         z = self.hook_z(z.transpose(1, 2))
-        if not context.keep_state:
-            return z, {}
-        carry_out = {name: value for name, value in carry._asdict().items() if value is not None}
-        return z, {**carry_out, "conv": window}
+        return z, self.carried(carry, window) if context.keep_state else {}
 
-    def _gates(self, x: Tensor) -> dict[str, Tensor | None]:
+    def carried(self, carry: Carry, window: Tensor) -> dict[str, Tensor]:
+        """The slots to carry on."""
+        return {**{name: value for name, value in carry._asdict().items() if value is not None}, "conv": window}
+
+    def project(
+        self, x: Tensor, context: Context, window: Tensor | None, watch: Watch = fire
+    ) -> tuple[dict[str, Tensor | None], Tensor]:
+        """What the tokens bring to the core, heads first, and the last inputs of the convolution.
+
+        watch(point, x) is asked for every hook point and returns what to go on with.
+        """
+        shape = (self.n_heads, self.d_head)
+        mixed, window = causal_convolution(self.input(x), self.conv, None, context, window)
+        q, k, v = watch(self.hook_conv, F.silu(mixed)).chunk(3, dim=-1)
+        q = watch(self.hook_q, q.unflatten(-1, shape))
+        k = watch(self.hook_k, k.unflatten(-1, shape))
+        tokens: dict[str, Tensor | None] = {
+            "q": watch(self.hook_unit_q, F.normalize(q, dim=-1, eps=1e-6)),
+            "k": watch(self.hook_unit_k, F.normalize(k, dim=-1, eps=1e-6)),
+            "v": watch(self.hook_v, v.unflatten(-1, shape)),
+            **self._gates(x, watch),
+        }
+        return {name: None if part is None else part.transpose(1, 2) for name, part in tokens.items()}, window
+
+    def _gates(self, x: Tensor, watch: Watch) -> dict[str, Tensor | None]:
         """Step, log decay, log momentum and threshold [batch, pos, head], in float32 at least."""
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         largest = self.config.max_step or 1.0 / self.config.every
         gates: dict[str, Tensor | None] = {
-            "step": self.hook_write(largest * torch.sigmoid(self.step(x).to(precise))),
-            "log_decay": self.hook_log_decay(F.logsigmoid(-(self.decay(x) + self.decay_bias).to(precise))),
+            "step": watch(self.hook_write, largest * torch.sigmoid(self.step(x).to(precise))),
+            "log_decay": watch(self.hook_log_decay, F.logsigmoid(-(self.decay(x) + self.decay_bias).to(precise))),
             "log_momentum": None,
             "threshold": None,
         }
         if self.momentum is not None:
-            gates["log_momentum"] = self.hook_log_momentum(F.logsigmoid(self.momentum(x).to(precise)))
+            gates["log_momentum"] = watch(self.hook_log_momentum, F.logsigmoid(self.momentum(x).to(precise)))
         if self.threshold is not None:
             threshold = F.softplus((self.threshold(x) + self.threshold_bias).to(precise))
-            gates["threshold"] = self.hook_threshold(self.d_head**0.5 * threshold)
+            gates["threshold"] = watch(self.hook_threshold, self.d_head**0.5 * threshold)
         return gates
 
-    def _initial(self, x: Tensor, carried: dict[str, Tensor] | None) -> Carry | Tensor:
+    def initial(self, x: Tensor, carried: dict[str, Tensor] | None) -> Carry | Tensor:
+        """What the memory goes on with: an earlier call's, or the first weights, [batch, head, state_k, state_v]."""
         if carried is not None:
             return Carry(carried["state"], carried.get("momentum"), carried["anchor"])
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -188,7 +209,7 @@ class NeuralMemory(nn.Module):
         """The layer record of a run manifest."""
         heads = self.n_heads
         record = linear_record(kind, _Plain(self.core), heads, heads, heads, (heads, *self.core.memory.shape))
-        return {**record, "form": "dense"}
+        return {**record, "form": "dense", "state": {**record["state"], "axes": ["head", *self.core.state_axes]}}
 
 
 class _Plain:
