@@ -59,7 +59,7 @@ def scale_write(
         points["write"] = _signal(model, layer, "step")
     if "write" not in points and "value" not in points:
         raise HookError(f"Layer {layer} ({_kind(model, layer)}) has neither write strengths nor values to scale.")
-    point = points.get("write") or points["value"]
+    point = _changeable(model, layer, points.get("write") or points["value"])
     return [Scale(point.name, factor=factor, **_where(point, heads, positions))]
 
 
@@ -232,14 +232,24 @@ def _signal(model: HookedModel, layer: int, role: str) -> HookPoint:
     factors = model.mixers[layer].factor_points
     name = {"decay": "log_decay"}.get(role, role)
     if name in factors:
-        return factors[name]
+        return _changeable(model, layer, factors[name])
     found = [p for p in model.hook_points.points.values() if p.role == role and p.layer_index == layer]
     if not found:
         roles = sorted({p.role for p in model.hook_points.points.values() if p.layer_index == layer} | set(factors))
         raise HookError(
             f"Layer {layer} ({_kind(model, layer)}) has no signal of role {role!r}.{suggestion(role, roles)} It has: {', '.join(roles)}."
         )
-    return found[0]
+    return _changeable(model, layer, found[0])
+
+
+def _changeable(model: HookedModel, layer: int, point: HookPoint) -> HookPoint:
+    """The point, if it can be edited."""
+    if not point.editable:
+        raise HookError(
+            f"{point.name!r} of layer {layer} ({_kind(model, layer)}) only reports: it follows from what the memory itself brought about. "
+            "Expected a signal that can be edited; edit the states, or what the memory reads (points of role 'memory_input')."
+        )
+    return point
 
 
 def _slot(model: HookedModel, layer: int, slot: str) -> HookPoint:

@@ -143,3 +143,25 @@ def _memory(family: str, f: dict[str, Any], edit: Edit | None, after: int) -> tu
         if edit is not None and t == after:
             state = edit(state)
     return torch.stack(out, 2), states
+
+
+def mlstm(
+    model: Decoder, f: dict[str, Tensor], edit: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """C and n of LAYER side by side, both divided by exp(m): outputs C q / (max(|n·q|, exp(−m)) + eps), and C after every token."""
+    core: Any = model.mixers[LAYER].core  # type: ignore[attr-defined]
+    q, k, v = f["q"] * core.scale, f["k"], f["v"]
+    c = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=k.dtype)
+    n = torch.zeros(*k.shape[:2], k.shape[3], dtype=k.dtype)
+    out, states = [], []
+    for t in range(k.shape[2]):
+        kept, write = f["log_decay"][:, :, t].exp(), f["write"][:, :, t]
+        c = kept[..., None, None] * c + write[..., None, None] * k[:, :, t, :, None] * v[:, :, t, None]
+        n = kept[..., None] * n + write[..., None] * k[:, :, t]
+        match = torch.einsum("bhk,bhk->bh", n, q[:, :, t]).abs()
+        denominator = torch.maximum(match, (-f["stabiliser"][:, :, t]).exp()) + core.eps
+        out.append(torch.einsum("bhkv,bhk->bhv", c, q[:, :, t]) / denominator[..., None])
+        states.append(c)
+        if edit is not None and t == AFTER:
+            c, n = edit(c, n)
+    return torch.stack(out, 2), states
