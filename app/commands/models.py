@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,16 +19,28 @@ PANEL = "What is here"
 def command(
     name: Annotated[
         str | None,
-        typer.Argument(help="One model, with its hook points.", autocompletion=complete_models, show_default=False),
+        typer.Argument(
+            help="One model, with its hook points; or a published checkpoint, a folder or hub id.",
+            autocompletion=complete_models,
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The models and their hook points.
 
-    With a NAME, everything about that one: `workbench models bdh-random`.
+    With a NAME, everything about that one: `workbench models bdh-random`. Of a published checkpoint (a folder in Hugging Face layout, or
+    a hub id in the local cache), its type, licence, size and the memory that opening it takes, without opening it.
     """
     from models.registry import describe, list_models
 
+    published = None if name is None else checkpoint(name)
+    if published is not None:
+        if as_json:
+            print_json(published)
+        else:
+            show_checkpoint(published)
+        return
     if name is None:
         records = [summary(record) for record in list_models()]
         if as_json:
@@ -40,6 +53,31 @@ def command(
         print_json(record)
     else:
         show(record)
+
+
+def checkpoint(name: str) -> dict[str, Any] | None:
+    """What a published checkpoint is, from its headers; None for a name of ours."""
+    from models.pretrained.hub import hub_id, snapshot
+    from models.pretrained.loader import is_published, summary_of
+
+    folder = Path(name)
+    if not folder.exists():
+        identity = hub_id(name)
+        if identity is None:
+            return None
+        folder = snapshot(identity)
+    return summary_of(folder) | {"name": name} if is_published(folder) else None
+
+
+def show_checkpoint(record: dict[str, Any]) -> None:
+    facts = {
+        "type": record["model_type"] if record["supported"] else f"{record['model_type']} (cannot be opened here)",
+        "licence": record["licence"] or "not stated",
+        "stored numbers": f"{record['stored_values']:,} in {record['tensors']} tensors, {', '.join(record['storage_dtypes'])}",
+        "files": f"{record['file_bytes'] / 2**20:,.1f} MiB",
+        "memory as float32": f"{record['memory_float32_bytes'] / 2**20:,.1f} MiB",
+    }
+    stdout().print(facts_table("checkpoint", record["name"], facts))
 
 
 def summary(record: ModelRecord) -> dict[str, Any]:
