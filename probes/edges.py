@@ -310,7 +310,7 @@ def edge_attribution(
     first = {"paper": 1.0, "code": 0.0, "midpoint": 0.5}[convention]
     mean = sum(graph.gradients(objective, (first + k) / steps) for k in range(steps)) / steps
     change = graph.outputs["clean"] - graph.outputs["corrupted"]
-    scores = torch.einsum("ubpd,vbpd->uv", change, mean) / change.shape[1]
+    scores = torch.einsum("ubpd,vbpd->uv", change, mean).cpu() / change.shape[1]
     method = "EAP" if (steps, convention) == (1, "paper") else f"EAP-IG, {steps} steps, {convention}"
     return EdgeScores(graph.senders, graph.receivers, (scores * graph.present).detach(), graph.present, method)
 

@@ -44,7 +44,7 @@ def rows_at(x: Tensor, at: int | Tensor | Sequence[int]) -> Tensor:
 
 def token_ids(ids: int | Tensor | Sequence[int], batch: int, vocab: int, what: str) -> Tensor:
     """Ids as [batch]; raises ValueError naming `what` if they do not fit the batch or the vocabulary."""
-    chosen = torch.as_tensor(ids)
+    chosen = torch.as_tensor(ids).cpu()
     if chosen.dim() > 1 or chosen.is_floating_point() or (chosen.dim() == 1 and len(chosen) != batch):
         raise ValueError(
             f"{what} has shape {tuple(chosen.shape)}; expected a token id, or one for each of {batch} sequences."

@@ -199,7 +199,7 @@ def attribution_patching(
         others = [d for d in range(1, change.dim()) if d not in kept]
         summed = change.sum(others, keepdim=True) if others else change
         cells = summed.permute(*kept, 0, *others).flatten(len(kept))  # what was summed has size 1: [*by, batch]
-        values.append(base + cells)
+        values.append(base + cells.cpu())
     return runs.grid("estimated", torch.stack(values))
 
 
@@ -244,7 +244,7 @@ class _Runs:
                     self.source = dict(cache.items())
                     self.depth = {address: cache.depth(address) for address in cache}
                     self.point = {address: cache.point(address) for address in cache}
-                self.scores[name] = measured(objective, logits)[0]
+                self.scores[name] = measured(objective, logits)[0].cpu()
         self.addresses = sorted(self.source, key=lambda address: _order(self.depth[address]))
         shapes = {
             address: tuple(self.source[address].shape[d] for d in self.axes_of(address)) for address in self.source

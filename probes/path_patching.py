@@ -81,7 +81,9 @@ class PathEffects:
 def heads_of(model: Any, role: str = "z") -> list[Site]:
     """Every head of every layer, by a role that exists once per head. Raises ValueError if it has no head axis."""
     sites = []
-    _, cache = model.run_with_cache(torch.zeros(1, 1, dtype=torch.long), names=[p.name for p in points_of(model, role)])
+    _, cache = model.run_with_cache(
+        torch.zeros(1, 1, dtype=torch.long, device=model.device), names=[p.name for p in points_of(model, role)]
+    )
     for address, value in cache.items():
         point = cache.point(address)
         sites += [Site(role, point.layer_index, head) for head in range(value.shape[_head_axis(point)])]
