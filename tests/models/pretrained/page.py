@@ -36,7 +36,7 @@ Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts
 
 - Settings that would make another function of the same weights: biases of gated MLPs, Falcon with ALiBi, OPT with norms after or
   projected embeddings (350M), Phi with normalised queries and keys, BLOOM with residuals after norms, Mamba-2 with bounded step sizes.
-- Mixtures of experts, encoder-decoders (T5), Qwen3-Next, DiffLlama, RecurrentGemma, xLSTM and HRM-Text checkpoints have no converter here.
+- Mixtures of experts, encoder-decoders (T5), Qwen3-Next, RecurrentGemma, xLSTM and HRM-Text checkpoints have no converter here.
 - Pretraining heads of encoders (masked language modelling) are left out.
 - BLOOM differs by 1e-9 because its GELU there has √(2/π) to eight digits only.
 - 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there.

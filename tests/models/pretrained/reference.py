@@ -131,6 +131,9 @@ CASES = {
     "mamba": Case("MambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
     "falcon_mamba": Case("FalconMambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
     "mamba2": Case("Mamba2ForCausalLM", MAMBA2, patterns=False, states=True, streams="resid_post"),
+    "diffllama": Case(
+        "DiffLlamaForCausalLM", {**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 4}, patterns=False
+    ),
     "qwen3": Case("Qwen3ForCausalLM", {**LLAMA, "head_dim": 10, "tie_word_embeddings": True}),
 }
 
