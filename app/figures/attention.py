@@ -58,7 +58,11 @@ def head_mosaic(source: str, heads_per_layer: Sequence[int], theme: Theme, *, pa
     figure.update_layout(margin={"l": 42, "r": 6, "t": 42, "b": 6, "autoexpand": False})
     for axis, count in ((figure.layout.xaxis, n_heads), (figure.layout.yaxis, n_layers)):
         step = max(1, -(-count // 12))
-        axis.update(ticks="", tickvals=[i + 0.5 for i in range(0, count, step)], ticktext=[str(i) for i in range(0, count, step)])
+        axis.update(
+            ticks="",
+            tickvals=[i + 0.5 for i in range(0, count, step)],
+            ticktext=[str(i) for i in range(0, count, step)],
+        )
     gap = {"color": theme.surface, "width": 5 if max(n_heads, n_layers) <= 8 else 3}
     figure.layout.shapes = [
         *({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": n_layers, "line": gap} for at in range(n_heads + 1)),
@@ -90,8 +94,8 @@ def head_profiles(
     return figure
 
 
-def offset_profile(values: np.ndarray, theme: Theme, *, panel: str) -> go.Figure:
-    """Mean weight at each distance query − key, `values` [distance], as bars; nan where no pair exists."""
+def offset_profile(values: np.ndarray, theme: Theme, *, panel: str, y_title: str = "mean weight") -> go.Figure:
+    """Mean weight (or what `y_title` says) at each distance query − key, `values` [distance], as bars; nan where no pair exists."""
     figure = go.Figure()
     figure.add_bar(
         x=np.arange(len(values)), y=values, marker={"color": theme.accent, "line": {"width": 0}},
@@ -101,6 +105,6 @@ def offset_profile(values: np.ndarray, theme: Theme, *, panel: str) -> go.Figure
         template=template(theme.name), showlegend=False, bargap=0.15, meta={"panel": panel},
         xaxis={"title": {"text": "distance back from the reading token"}, "range": [-0.7, len(values) - 0.3], "fixedrange": True,
                "showgrid": False},
-        yaxis={"title": {"text": "mean weight"}, "fixedrange": True, "zeroline": True},
+        yaxis={"title": {"text": y_title}, "fixedrange": True, "zeroline": True},
     )  # fmt: skip
     return figure

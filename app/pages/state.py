@@ -145,7 +145,8 @@ def largest_entries(scene: Scene) -> Component:
             html.Td(html.Button("Stop" if followed else "Follow", className="tool-button is-framed follow-button", type="button",
                                 **{"data-action": "untrack", "data-entry": f"{entry.state_k}.{entry.state_v}"})),
         ]))  # fmt: skip
-    head = html.Thead(html.Tr([html.Th(f"[{names[0]}, {names[1]}]", scope="col"), html.Th("value", scope="col"), html.Th("", scope="col")]))
+    entry_words = f"[{', '.join(filter(None, names))}]"  # a vector has one axis
+    head = html.Thead(html.Tr([html.Th(words, scope="col") for words in (entry_words, "value", "")]))
     return html.Table([head, html.Tbody(rows)], className="value-table")
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from app.figures.attention import attention_map, head_mosaic, head_profiles, offset_profile
 from app.figures.common import Colours, number, token_label
 from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, StripPanel, Table, TooLarge, scale_words
-from app.panels.words import is_signed, kind_words
+from app.panels.words import cell_word, is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
 from app.services import Scene
 from app.theme import Theme
@@ -217,7 +217,7 @@ class AttentionMap(PicturePanel):
             limit = float(np.abs(scene.opened().array(name)[view.head]).max())
         else:
             limit = float(np.nanmax(np.abs(self.pooled(scene, scene.pixels)), initial=0.0))
-        return Colours(theme.table_name(signed), limit, view.scale, signed, "weight")
+        return Colours(theme.table_name(signed), limit, view.scale, signed, cell_word(layer))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.spans(scene)
@@ -319,8 +319,8 @@ class Received(Panel):
         return np.asarray(scene.opened().array(name))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        return head_profiles(self.values(scene), scene.tokens, scene.view.head, theme, y_title="mean weight", panel=self.id,
-                             role="key")  # fmt: skip
+        return head_profiles(self.values(scene), scene.tokens, scene.view.head, theme,
+                             y_title=f"mean {cell_word(scene.layer or {})}", panel=self.id, role="key")  # fmt: skip
 
     def snippet_body(self, scene: Scene) -> str:
         return f'values = run.array("received.{scene.view.layer}")  # head, pos'
@@ -389,10 +389,12 @@ class OffsetProfile(Panel):
         return scene.once(*key, make=lambda: factors.offset_profile(head, self._count(scene)))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        return offset_profile(self.values(scene), theme, panel=self.id)
+        return offset_profile(self.values(scene), theme, panel=self.id, y_title=f"mean {cell_word(scene.layer or {})}")
 
     def table(self, scene: Scene) -> Table:
-        return ["distance", "mean weight"], ([str(d), float(v)] for d, v in enumerate(self.values(scene)))
+        return ["distance", f"mean {cell_word(scene.layer or {})}"], (
+            [str(d), float(v)] for d, v in enumerate(self.values(scene))
+        )
 
     def snippet_body(self, scene: Scene) -> str:
         return f"values = factors.offset_profile({scene.view.head}, {self._count(scene)})  # distance 0, 1, 2, …"
@@ -403,7 +405,9 @@ class OffsetProfile(Panel):
     def summary(self, scene: Scene) -> str:
         values = self.values(scene)
         top = int(np.nanargmax(np.abs(values)))
-        return f"The largest mean weight is {number(values[top])}, at a distance of {top} tokens."
+        return (
+            f"The largest mean {cell_word(scene.layer or {})} is {number(values[top])}, at a distance of {top} tokens."
+        )
 
 
 PANELS = (HeadMosaic(), AttentionMap(), QueryRow(), Received(), RowProfile(), OffsetProfile())

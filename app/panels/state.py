@@ -147,6 +147,10 @@ class Spectrum(Panel):
 
     def values(self, scene: Scene) -> np.ndarray:
         check_state(self, scene)
+        if not state_axes(scene.layer or {})[1]:
+            raise NothingToShow(
+                "A vector has one direction", "The state of this layer is a vector, so it has no spectrum."
+            )
         return self._spectrum(scene, scene.position)
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:

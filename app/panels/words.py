@@ -59,6 +59,11 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
     return facts
 
 
+def cell_word(layer: Mapping[str, Any]) -> str:
+    """What a cell of the layer's pattern is: a weight, unless the map holds norms of derivatives."""
+    return "Jacobian norm" if (layer.get("pattern") or {}).get("kind") == "jacobian" else "weight"
+
+
 def is_signed(layer: Mapping[str, Any]) -> bool:
     """Whether the layer's pattern has negative weights."""
     return bool((layer.get("pattern") or {}).get("signed", layer.get("form") != "softmax"))
@@ -83,8 +88,9 @@ def state_axes(layer: Mapping[str, Any]) -> tuple[str, str]:
     """What the two axes of the layer's matrix state are, in words."""
     if layer.get("kind") == "bdh":
         return "neuron", "value channel"
-    axes = [axis.replace("_", " ") for axis in (layer.get("state") or {}).get("axes", [])[1:]]
-    if not axes or axes == ["state k", "state v"]:
+    spoken = {"state_k": "key channel", "state_v": "value channel"}
+    axes = [spoken.get(axis, axis.replace("_", " ")) for axis in (layer.get("state") or {}).get("axes", [])[1:]]
+    if not axes:
         return "key channel", "value channel"
     return (axes[0], "") if len(axes) == 1 else (" × ".join(axes[:-1]), axes[-1])
 

@@ -166,7 +166,12 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
     assert state_axes(record) == ("d head", "")
     light = theme_called("light")
     for panel in (*attention_panels.PANELS, *state_panels.PANELS):
-        if panel.id in ("decay", "tracked", "query-row"):  # no decay; no entry followed; a strip has no figure
+        if panel.id in (
+            "decay",
+            "tracked",
+            "query-row",
+            "spectrum",
+        ):  # no decay; no entry followed; a strip has no figure; a vector
             continue
         panel.figure(scene(run), light)
         assert panel.facts(scene(run))
@@ -198,11 +203,17 @@ def test_pages_draw_every_recurrent_form(name: str, store: RunStore) -> None:
         if record["form"] is not None:
             assert {"pattern", "offsets", "row-profile"} <= drawn, record["kind"]
         if record["state"] is not None and record["state"]["role"] == "state":
-            assert {"state", "spectrum", "state-norms", "tracked"} <= drawn, record["kind"]
+            assert {"state", "state-norms", "tracked"} <= drawn, record["kind"]
+            assert ("spectrum" in drawn) == (len(record["state"]["axes"]) > 2), record["kind"]  # a vector has none
+            assert "state " not in " ".join(state_axes(record))
         written = run.has(f"layer.{layer}.write")
         assert ("signals" in drawn) == bool(record["signals"] or written), record["kind"]
         labels = [signal["label"] for signal in record["signals"]]
         assert len(set(labels)) == len(labels)
+        colours = next(panel for panel in attention_panels.PANELS if panel.id == "pattern").colours(view, light)
+        assert record["form"] is None or colours.unit == (
+            "Jacobian norm" if record["pattern"].get("kind") == "jacobian" else "weight"
+        )
         words = " ".join(pattern_words(record))
         assert ("Jacobian" in words) == (record["pattern"].get("kind") == "jacobian"), words
     if name in ("gla", "kda"):
