@@ -52,14 +52,18 @@ def naive_pattern(layer: dict[str, Any], arrays: dict[str, np.ndarray], head: in
                 continue
             if layer.get("window") and abs(i - j) >= layer["window"]:
                 continue
-            dot = sum(float(a) * float(b) for a, b in zip(arrays["query"][head, i], arrays["key"][group, j], strict=True))
+            dot = sum(
+                float(a) * float(b) for a, b in zip(arrays["query"][head, i], arrays["key"][group, j], strict=True)
+            )
             score = layer["scale"] * dot
             if layer["form"] == "softmax":
                 slope = layer["alibi_slopes"][head] if layer.get("alibi_slopes") else 0.0
                 result[i, j] = math.exp(score - slope * abs(i - j) - float(arrays["log_normaliser"][head, i]))
             else:
                 weight = float(arrays["write"][head, j]) if "write" in arrays else 1.0
-                decay = sum(float(g) for g in arrays["log_decay"][head, j + 1 : i + 1]) if "log_decay" in arrays else 0.0
+                decay = (
+                    sum(float(g) for g in arrays["log_decay"][head, j + 1 : i + 1]) if "log_decay" in arrays else 0.0
+                )
                 result[i, j] = score * weight * math.exp(decay)
     return result
 

@@ -15,7 +15,9 @@ def pool_by_loops(values: np.ndarray, height: int, width: int, kind: str) -> np.
     result = np.empty((height, width))
     for a in range(height):
         for b in range(width):
-            part = values[a * rows // height : (a + 1) * rows // height, b * columns // width : (b + 1) * columns // width]
+            part = values[
+                a * rows // height : (a + 1) * rows // height, b * columns // width : (b + 1) * columns // width
+            ]
             present = [float(cell) for cell in part.ravel() if not np.isnan(cell)]
             if not present:
                 result[a, b] = np.nan

@@ -375,7 +375,10 @@ def _header(table: dict[str, Any], data: bytes = b"") -> bytes:
         (_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}, bytes(4)), "does not fill"),
         (_header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, bytes(4)), "does not fill"),
         (_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)), "starts at byte"),
-        (_header({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)), "starts at"),
+        (
+            _header({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)),
+            "starts at",
+        ),
         (_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(5)), "cut off or has a tail"),
         (_header({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 2**64]}}, bytes(4)), "cut off|tail"),
     ],
@@ -396,12 +399,18 @@ def test_a_broken_array_file_is_described(tmp_path: Path, content: bytes, messag
         ({"arrays_sha256": "x"}, "arrays_sha256 is not a SHA-256"),
         ({"title": 3}, "title is not a text"),
         ({"arrays": {}}, "in the array file only"),
-        ({"arrays": {"x": {"shape": [1], "dtype": "float32", "axes": ["a"]}}}, "array '(loss|steps)' is in the array file"),
+        (
+            {"arrays": {"x": {"shape": [1], "dtype": "float32", "axes": ["a"]}}},
+            "array '(loss|steps)' is in the array file",
+        ),
         ({"arrays": {"x": {"shape": [1], "dtype": "float32", "axes": []}}}, "one axis name per size"),
         ({"arrays": {"x": 3}}, "is not {shape, dtype, axes, unit}"),
         ({"figures": {"../x.png": {"sha256": ""}}}, "figure '../x.png' is not a file name"),
         ({"layers": [3]}, "a layer record is a int, expected an object"),
-        ({"layers": [{"layer": n, "kind": "x", "n_heads": 1} for n in (1, 0)]}, r"numbered \[1, 0\], expected increasing"),
+        (
+            {"layers": [{"layer": n, "kind": "x", "n_heads": 1} for n in (1, 0)]},
+            r"numbered \[1, 0\], expected increasing",
+        ),
     ],
 )
 def test_a_broken_manifest_is_a_problem_and_never_crashes(store: RunStore, changes: dict, message: str) -> None:
