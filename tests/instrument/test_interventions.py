@@ -106,7 +106,9 @@ def test_effect_of_a_hand_written_hook(model: Decoder, case: str) -> None:
 
 def test_every_kind_is_tested() -> None:
     tested = {type(make()).__name__ for make, _, _ in EFFECTS.values()} | {"EditState", "FreezeNorm"}
-    assert tested == set(KINDS)
+    assert tested == {
+        name for name, kind in KINDS.items() if kind.__module__.startswith("workbench.")
+    }  # probes add their own
 
 
 def test_choosing_everything_is_choosing_nothing(model: Decoder) -> None:

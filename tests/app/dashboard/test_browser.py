@@ -18,7 +18,7 @@ from workbench.lab.synthetic_runs import write_synthetic_runs
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 30_000
+PATIENCE = 90_000
 """Milliseconds that a step may take on a busy machine; nothing here waits without a reason."""
 
 
