@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.intervals import Interval, mean_interval
+from probes.progress import MeasurementCancelled
 from workbench.instrument.errors import UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import main_point
@@ -171,7 +172,7 @@ def ablation_effects(
 
     Raises:
         ValueError: an unknown kind or method, a reference of another length, a mask with another method than zero.
-        InterruptedError: `cancel` was set.
+        MeasurementCancelled: `cancel` was set.
     """
     job = _Job(model, tokens, kind, method, reference, metric, mask, batch_size, seed, hooks)
     chosen = units_of(model, kind) if units is None else [job.checked(unit) for unit in units]
@@ -179,7 +180,7 @@ def ablation_effects(
     rows = []
     for number, unit in enumerate(chosen):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled between ablations; nothing was kept.")
+            raise MeasurementCancelled("Cancelled between ablations; nothing was kept.")
         if progress is not None:
             progress(number / len(chosen), f"{kind} {unit[0]}.{unit[1]}")
         rows.append(job.measure((unit,)))
@@ -224,7 +225,7 @@ def ablate_set(
     clean, without, drawn = job.measure(()), job.measure(chosen), []
     for number in range(controls):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled between controls; nothing was kept.")
+            raise MeasurementCancelled("Cancelled between controls; nothing was kept.")
         if progress is not None:
             progress(number / controls, f"random set {number + 1} of {controls}")
         control: list[Unit] = []

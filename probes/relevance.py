@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probes.progress import MeasurementCancelled
 from workbench.instrument.errors import RefusedByPattern, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.interventions import Patch
@@ -216,7 +217,7 @@ def integrated_gradients(
             the embedding: it takes many more steps), a token id, or a tensor that broadcasts to [batch, pos, d_model].
 
     Raises:
-        ValueError: an unknown baseline, fewer than one step. InterruptedError: `cancel` was set.
+        ValueError: an unknown baseline, fewer than one step. MeasurementCancelled: `cancel` was set.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1.")
@@ -227,7 +228,7 @@ def integrated_gradients(
     total = torch.zeros_like(x)
     for number, (node, weight) in enumerate(zip((nodes + 1) / 2, weights / 2, strict=True)):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled on the way from the baseline; nothing was kept.")
+            raise MeasurementCancelled("Cancelled on the way from the baseline; nothing was kept.")
         if progress is not None:
             progress(number / steps, f"step {number + 1} of {steps}")
         total += weight * _at_embedding(model, tokens, metric, mask, start + float(node) * (x - start))[2]
@@ -401,7 +402,7 @@ def perturbation_curve(
     others = []
     for number in range(controls):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled between random orders; nothing was kept.")
+            raise MeasurementCancelled("Cancelled between random orders; nothing was kept.")
         if progress is not None:
             progress(number / controls, f"random order {number + 1} of {controls}")
         others.append(curve(torch.rand(tokens.shape, generator=generator).to(scores.device)))

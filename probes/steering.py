@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probes.progress import MeasurementCancelled
 from workbench.instrument.interventions import Steer
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # logits [batch, pos, vocab], tokens [batch, pos] -> [batch]
@@ -169,7 +170,7 @@ def steering_curve(
         metric: logits [batch, pos, vocab] and tokens [batch, pos] to one number per sequence [batch]. positions: where it is added.
 
     Raises:
-        ValueError: no coefficients. InterruptedError: `cancel` was set.
+        ValueError: no coefficients. MeasurementCancelled: `cancel` was set.
     """
     if not len(coefficients):
         raise ValueError("There are no coefficients. Expected at least one.")
@@ -185,7 +186,7 @@ def steering_curve(
     found, others = measure(direction.vector), []
     for number, vector in enumerate(direction.random(controls, seed, like)):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled between random directions; nothing was kept.")
+            raise MeasurementCancelled("Cancelled between random directions; nothing was kept.")
         if progress is not None:
             progress(number / controls, f"random direction {number + 1} of {controls}")
         others.append(measure(vector).mean(1))

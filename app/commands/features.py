@@ -34,7 +34,9 @@ def command(
     corpus: Annotated[str, typer.Option(help="Corpus name or text file.", autocompletion=complete_corpora)] = "pydoc",
     kind: Annotated[str, typer.Option(help=f"Kind of dictionary: {', '.join(KINDS)}.")] = "topk",
     features: Annotated[int, typer.Option(help="Size of the dictionary.", min=1)] = 512,
-    k: Annotated[int, typer.Option(help="Active features per token (topk, batch_topk).", min=1)] = 16,
+    k: Annotated[
+        int | None, typer.Option(help="Active features per token (topk, batch_topk): 16.", min=1, show_default=False)
+    ] = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Weight of the penalty (the other kinds).", show_default=False)
     ] = None,
@@ -58,14 +60,19 @@ def command(
     from probes.features.dictionaries import CONFIGS
     from probes.features.study import find_features
     from probes.features.training import FeatureTraining
+    from probes.progress import MeasurementCancelled
     from workbench.instrument.errors import suggestion
     from workbench.lab.activation_store import Site
     from workbench.lab.corpora import load_corpus
 
     if kind not in CONFIGS:
         raise typer.BadParameter(f"unknown kind {kind!r}.{suggestion(kind, CONFIGS)} Known: {', '.join(KINDS)}.")
+    if "topk" in kind and sparsity is not None:
+        raise typer.BadParameter(f"--sparsity does nothing for {kind}, whose sparsity is --k")
+    if "topk" not in kind and k is not None:
+        raise typer.BadParameter(f"--k does nothing for {kind}, whose sparsity is --sparsity")
     choices: dict[str, Any] = {"n_features": features}
-    choices |= {"k": k} if "topk" in kind else ({} if sparsity is None else {"sparsity": sparsity})
+    choices |= {"k": 16 if k is None else k} if "topk" in kind else ({} if sparsity is None else {"sparsity": sparsity})
     opened = models.load(model)
     twin = models.build(opened.architecture, config=opened.config) if control else None
     with interruptible() as cancel, progress_bar("features") as progress:
@@ -75,7 +82,7 @@ def command(
                 training=FeatureTraining(steps=steps, learning_rate=learning_rate), random_twin=twin, context=context,
                 sequences=sequences, n_features=max(show, 1), progress=progress, cancel=cancel,
             )  # fmt: skip
-        except InterruptedError:
+        except MeasurementCancelled:
             raise Failure("stopped", f"What is done is in {out}; the same command goes on from there.") from None
     if as_json:
         print_json({**found.to_json(), "folder": str(out)})

@@ -219,3 +219,31 @@ class _Plain:
 
     def __init__(self, core: MemoryCore) -> None:
         self.hook_pattern = core.hook_pattern
+
+
+class ShowsItsMemory:
+    """What a mixer around a `NeuralMemory` (its `memory`) tells about itself: pattern, state, signals and record are the memory's."""
+
+    memory: NeuralMemory
+
+    def recall(self, state: Tensor, keys: Tensor) -> Tensor:
+        """What the memory in `state` answers to keys; see `NeuralMemory.recall`."""
+        return self.memory.recall(state, keys)
+
+    @property
+    def factor_points(self) -> dict[str, HookPoint]:
+        """Those of the memory."""
+        return self.memory.factor_points
+
+    @property
+    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
+        """Those of the memory."""
+        return self.memory.signal_points
+
+    def constant_factors(self) -> dict[str, Tensor]:
+        """None: every factor depends on the input."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """The layer record of a run manifest."""
+        return self.memory.describe("titans")

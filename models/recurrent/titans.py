@@ -13,7 +13,6 @@ weights. Pattern and state are the memory's; attention has its own under `attn`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from models.context import Context, allowed, to_add
 from models.mixers import register_mixer
 from models.parts.norms import Norm
-from models.recurrent.neural_memory import MemoryConfig, NeuralMemory
+from models.recurrent.neural_memory import MemoryConfig, NeuralMemory, ShowsItsMemory
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
@@ -43,7 +42,7 @@ class TitansConfig(MemoryConfig):
 
 
 @register_mixer(TitansConfig)
-class Titans(nn.Module):
+class Titans(ShowsItsMemory, nn.Module):
     """The Titans mixer of one layer. [batch, pos, d_model] -> same."""
 
     def __init__(self, config: TitansConfig, d_model: int, switches: dict[str, bool]) -> None:
@@ -77,28 +76,6 @@ class Titans(nn.Module):
             mixed = y if self.config.variant == "layer" else y * torch.sigmoid(mixed)
             slots.update(seen)
         return self.output(mixed * self.hook_gate(F.silu(self.gate(x)))), slots
-
-    def recall(self, state: Tensor, keys: Tensor) -> Tensor:
-        """What the memory in `state` answers to keys; see `NeuralMemory.recall`."""
-        return self.memory.recall(state, keys)
-
-    @property
-    def factor_points(self) -> dict[str, HookPoint]:
-        """Those of the memory."""
-        return self.memory.factor_points
-
-    @property
-    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
-        """Those of the memory."""
-        return self.memory.signal_points
-
-    def constant_factors(self) -> dict[str, Tensor]:
-        """None: every factor depends on the input."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        """The layer record of a run manifest."""
-        return self.memory.describe("titans")
 
 
 class PersistentAttention(nn.Module):

@@ -20,7 +20,6 @@ they were: how strongly M_t(q(y_t)) moves with the values that earlier tokens wr
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ from kernels.fast_weight_memory import Carry
 from models.context import Context, allowed, to_add
 from models.mixers import register_mixer
 from models.parts.norms import Norm
-from models.recurrent.neural_memory import MemoryConfig, NeuralMemory
+from models.recurrent.neural_memory import MemoryConfig, NeuralMemory, ShowsItsMemory
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.patterns import PatternMeta
 
@@ -67,7 +66,7 @@ class Collected:
 
 
 @register_mixer(TitansContextConfig)
-class TitansContext(nn.Module):
+class TitansContext(ShowsItsMemory, nn.Module):
     """The MAC mixer of one layer. [batch, pos, d_model] -> same."""
 
     def __init__(self, config: TitansContextConfig, d_model: int, switches: dict[str, bool]) -> None:
@@ -191,28 +190,6 @@ class TitansContext(nn.Module):
             learned, *others = weights.split([len(self.persistent_key), sources - low, sources - low], -1)
             watch(self.hook_attention, torch.cat([learned, *(F.pad(w, (low, total - sources)) for w in others)], -1))
         return torch.einsum("bhqs,bshd->bqhd", weights, values)
-
-    def recall(self, state: Tensor, keys: Tensor) -> Tensor:
-        """What the memory in `state` answers to keys; see `NeuralMemory.recall`."""
-        return self.memory.recall(state, keys)
-
-    @property
-    def factor_points(self) -> dict[str, HookPoint]:
-        """Those of the memory."""
-        return self.memory.factor_points
-
-    @property
-    def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
-        """Those of the memory."""
-        return self.memory.signal_points
-
-    def constant_factors(self) -> dict[str, Tensor]:
-        """None: every factor depends on the input."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        """The layer record of a run manifest."""
-        return self.memory.describe("titans")
 
 
 def _weights(carry: Carry | Tensor) -> Tensor:

@@ -60,7 +60,6 @@ _HOME = {
     "CausalCheck": "concepts_causal",
     "u_to_rank_biserial": "concepts_statistics",
     "u_to_p": "concepts_statistics",
-    "SearchCancelled": "progress",
     "parameter_graph": "neuron_graph",
     "state_graph": "neuron_graph",
     "coactivation_graph": "neuron_graph",

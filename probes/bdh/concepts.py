@@ -38,7 +38,7 @@ from probes.bdh.concepts_statistics import (
     u_to_rank_biserial,
     weighted_auc,
 )
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 from workbench.lab.catalogue import implements
 
 SIGNIFICANT = 0.05
@@ -94,20 +94,12 @@ def find_concept_synapses(
             features, say.
         hooks: interventions of the run. progress: called with (fraction, message). cancel: an event that ends the search.
 
-    Raises TypeError for a model that is no BDH, ValueError for classes, groups or layers that leave nothing to test, SearchCancelled.
+    Raises TypeError for a model that is no BDH, ValueError for classes, groups or layers that leave nothing to test, MeasurementCancelled.
     """
-    model = require_bdh(model)
-    check_statistic(statistic)
-    space = search_space(model, layers, source_heads, target_heads)
     groups = joined_groups(positive, negative, positive_groups, negative_groups)
     report = Progress(progress, cancel)
-    recording = record_sentences(
-        model,
-        [*positive, *negative],
-        source_layers=[source for source, _ in space.layers],
-        target_layers=[target for _, target in space.layers],
-        hooks=hooks,
-        progress=report.part(0, 0.2),
+    recording, space = record_for_search(
+        model, [*positive, *negative], statistic, (layers, source_heads, target_heads), hooks, report.part(0, 0.2)
     )
     return find_in_recording(
         recording,
@@ -296,6 +288,25 @@ def score(rival: Rival, best: Rival, task: Task, alternative: str, weights: Arra
         ahead,
         Interval.of(draws - others),
     )
+
+
+def record_for_search(
+    model: Any,
+    sentences: Sequence[Any],
+    statistic: str,
+    where: tuple[Any, Any, Any],
+    hooks: Sequence[Any],
+    report: Progress,
+) -> tuple[Recording, SearchSpace]:
+    """The sentences' activity in the layers that a search needs, and the search space itself; `where` is (layers, source, target heads)."""
+    model = require_bdh(model)
+    check_statistic(statistic)
+    space = search_space(model, *where)
+    sources, targets = zip(*space.layers, strict=True)
+    recording = record_sentences(
+        model, sentences, source_layers=list(sources), target_layers=list(targets), hooks=hooks, progress=report
+    )
+    return recording, space
 
 
 def search_space(

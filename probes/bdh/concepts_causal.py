@@ -21,7 +21,7 @@ from probes.bdh.capture import Synapse, neurons_per_head, require_bdh
 from probes.bdh.concepts_recording import Recording, padded, record_sentences, tokenised
 from probes.bdh.concepts_statistics import Interval
 from probes.bdh.interventions import ablate_synapse, mute_synapse
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 from workbench.instrument.errors import suggestion
 from workbench.lab.catalogue import implements
 

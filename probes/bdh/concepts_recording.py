@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.parts.positions import rotate
 from probes.bdh.capture import Synapse, checked_layer, require_bdh
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 from workbench.instrument.errors import suggestion
 
 STATISTICS = ("strength", "mean_strength", "count")

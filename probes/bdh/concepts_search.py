@@ -16,7 +16,7 @@ from torch import Tensor
 from probes.bdh.capture import Synapse
 from probes.bdh.concepts_recording import Recording, check_statistic
 from probes.bdh.concepts_statistics import partial_basis, partial_directions
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 
 BLOCK = 2**23
 """Numbers per block over all sentences: 32 MB in float32."""

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.bdh.capture import Synapse, require_bdh
-from probes.bdh.concepts import joined_groups, make_task, search_space, validate
-from probes.bdh.concepts_recording import Recording, check_statistic, record_sentences
+from probes.bdh.capture import Synapse
+from probes.bdh.concepts import joined_groups, make_task, record_for_search, validate
+from probes.bdh.concepts_recording import Recording
 from probes.bdh.concepts_rivals import best_neuron, probes
 from probes.bdh.concepts_search import SearchSpace, search, synapse_values
 from probes.bdh.concepts_statistics import auc
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 from workbench.instrument.html import table
 
 Array = NDArray[np.float64]
@@ -86,19 +86,11 @@ def concept_transfer(
 
     Raises ValueError unless there are at least two groups, each with at least four sentences of each class.
     """
-    model = require_bdh(model)
-    check_statistic(statistic)
-    space = search_space(model, layers, source_heads, target_heads)
     groups = joined_groups(positive, negative, positive_groups, negative_groups)
     assert groups is not None
     report = Progress(progress, cancel)
-    recording = record_sentences(
-        model,
-        [*positive, *negative],
-        source_layers=[source for source, _ in space.layers],
-        target_layers=[target for _, target in space.layers],
-        hooks=hooks,
-        progress=report.part(0, 0.2),
+    recording, space = record_for_search(
+        model, [*positive, *negative], statistic, (layers, source_heads, target_heads), hooks, report.part(0, 0.2)
     )
     return transfer_in_recording(
         recording,

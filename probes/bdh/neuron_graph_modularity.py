@@ -21,7 +21,7 @@ import torch
 from probes.bdh.capture import require_bdh
 from probes.bdh.neuron_graph import NeuronGraph, graph_of, parameter_product
 from probes.bdh.neuron_graph_edges import Product
-from probes.bdh.progress import Progress
+from probes.progress import Progress
 from workbench.instrument.errors import suggestion
 from workbench.instrument.html import table
 from workbench.lab.catalogue import implements

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probes.features.dictionaries import Dictionary
 from probes.features.interventions import checked_features
+from probes.progress import Progress
 from workbench.lab.activation_store import ActivationStore
 
 
@@ -100,14 +101,11 @@ def _codes(
     store: ActivationStore, site: str, dictionary: Dictionary, chosen: list[int], batch_size: int,
     progress: Callable[[float, str], None] | None, cancel: Event | None,
 ) -> Tensor:  # fmt: skip
-    pieces = []
+    pieces, tell = [], Progress(progress, cancel)
     for start in range(0, len(store), batch_size):
-        if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled.")
+        tell(start / len(store), f"{start:,} of {len(store):,} rows")
         stop = min(start + batch_size, len(store))
         pieces.append(dictionary.encode(store.rows(site, start, stop))[:, chosen])
-        if progress is not None:
-            progress(stop / len(store), f"{stop:,} of {len(store):,} rows")
     return torch.cat(pieces)
 
 

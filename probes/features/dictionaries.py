@@ -15,6 +15,7 @@ Losses are squared errors per row over the scaled target, so that λ means the s
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -103,7 +104,7 @@ class Gated(DictionaryConfig):
 CONFIGS: dict[str, type[DictionaryConfig]] = {c.kind: c for c in (Standard, TopK, BatchTopK, JumpReLU, Gated)}
 
 
-class Dictionary(nn.Module):
+class Dictionary(nn.Module, ABC):
     """Encoder and decoder; see the module docstring.
 
     `W_enc`, `W_dec` [feature, d], `b_enc` [feature], `b_dec` [d_out], and `scale` s (a buffer, set from data by `fit_scale`).
@@ -175,9 +176,9 @@ class Dictionary(nn.Module):
         """z [.., feature]."""
         return centred @ self.W_enc.T + self.b_enc
 
+    @abstractmethod
     def activate(self, z: Tensor) -> Tensor:
         """Codes from pre-activations, as used after training."""
-        raise NotImplementedError
 
     def losses(self, x: Tensor, target: Tensor, dead: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the training loss and which features fired.

@@ -7,7 +7,6 @@ The control is the same dictionary trained on the same site of the same architec
 from the text and the architecture, not from training; numbers that do not beat it say nothing about what the model has learned.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -20,10 +19,9 @@ from probes.features.contexts import FeatureContexts, feature_contexts
 from probes.features.dictionaries import Dictionary, DictionaryConfig
 from probes.features.evaluation import Evaluation, Recovery, evaluate, recovered
 from probes.features.training import FeatureTraining, train_dictionary
+from probes.progress import MeasurementCancelled, Progress, Report
 from workbench.lab.activation_store import ActivationStore, Site, harvest, sequences_of
 from workbench.lab.checkpoints import write_json
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass
@@ -75,7 +73,7 @@ def find_features(
     context: int = 128,
     sequences: int | None = 400,
     n_features: int = 20,
-    progress: Progress | None = None,
+    progress: Report | None = None,
     cancel: Event | None = None,
 ) -> FoundFeatures:
     """Harvest a site, train a dictionary, measure it on held-out text, and collect contexts of its most used features.
@@ -87,7 +85,7 @@ def find_features(
         folder: everything goes there; a call that was stopped continues.
 
     Raises:
-        ValueError: too little text. InterruptedError: `cancel` was set; what is done so far stays in the folder.
+        ValueError: too little text. MeasurementCancelled: `cancel` was set; what is done so far stays in the folder.
     """
     site = Site(site) if isinstance(site, str) else site
     folder = Path(folder)
@@ -95,19 +93,33 @@ def find_features(
     held = max(1, len(tokens) // 10)
     if len(tokens) < 10:
         raise ValueError(f"The text gives {len(tokens)} sequences of {context} tokens; expected at least 10.")
-    learn, check = tokens[:-held], tokens[-held:]
-    step = _Steps(progress, cancel)
-    store, dictionary, measured = _fit(model, site, learn, check, config, training, folder, step, (0.0, 0.6))
+    step = Progress(progress, cancel)
+    try:
+        return _found(
+            model, site, (tokens[:-held], tokens[-held:]), config, training, random_twin, n_features, folder, step
+        )
+    except MeasurementCancelled as stop:
+        told = f"{stop} What is done so far stays in the folder and is continued by the same call."
+        raise MeasurementCancelled(told) from None
+
+
+def _found(
+    model: Any, site: Site, parts: tuple[Tensor, Tensor], config: DictionaryConfig, training: FeatureTraining | None,
+    random_twin: Any, n_features: int, folder: Path, step: Progress,
+) -> FoundFeatures:  # fmt: skip
+    learn, check = parts
+    store, dictionary, measured = _fit(model, site, learn, check, config, training, folder, step.part(0.0, 0.6))
     control = None
     if random_twin is not None:
-        _, _, control = _fit(random_twin, site, learn, check, config, training, folder / "control", step, (0.6, 0.85))
+        twin = (random_twin, site, learn, check, config, training, folder / "control", step.part(0.6, 0.85))
+        _, _, control = _fit(*twin)
     recovery = None
     if site.every == 1:
         recovery = recovered(model, check, site.point, dictionary, head=site.head)
     step(0.9, "contexts")
     firing = measured.density.argsort(descending=True)[: int((measured.density > 0).sum())]
     picked = firing[torch.linspace(0, max(len(firing) - 1, 0), min(n_features, len(firing))).round().long()].tolist()
-    contexts = feature_contexts(store, site.name, dictionary, learn, picked, cancel=cancel) if picked else []
+    contexts = feature_contexts(store, site.name, dictionary, learn, picked, cancel=step.cancel) if picked else []
     found = FoundFeatures(
         getattr(model, "name", type(model).__name__), site, dictionary, store, learn, measured, recovery, control, contexts,
         _promoted(model, site, dictionary, picked),
@@ -119,22 +131,19 @@ def find_features(
 
 def _fit(
     model: Any, site: Site, learn: Tensor, check: Tensor, config: DictionaryConfig, training: FeatureTraining | None,
-    folder: Path, step: "_Steps", span: tuple[float, float],
+    folder: Path, step: Progress,
 ) -> tuple[ActivationStore, Dictionary, Evaluation]:  # fmt: skip
-    low, high = span
-    third = (high - low) / 3
-    store = harvest(
-        model, learn, [site], folder / "activations", progress=step.part(low, low + third), cancel=step.cancel
-    )
+    # harvest and training stop at a cancel themselves, after keeping what they have: their reports must not raise before that
+    told = replace(step, cancel=None)
+    store = harvest(model, learn, [site], folder / "activations", progress=told.part(0.0, 0.3), cancel=step.cancel)
     held = harvest(model, check, [site], folder / "held-out", cancel=step.cancel)
-    step.check()
+    step(0.35, "harvesting activations")
     training = training or FeatureTraining()
     training = replace(training, batch_size=min(training.batch_size, len(store)))  # a short text is one batch
     trained = train_dictionary(
-        store, site.name, config, training, out=folder / "dictionary",
-        progress=step.part(low + third, high), cancel=step.cancel,
-    )  # fmt: skip
-    step.check()
+        store, site.name, config, training, out=folder / "dictionary", progress=told.part(0.35, 1.0), cancel=step.cancel
+    )
+    step(1.0, "training the dictionary")
     return store, trained.dictionary, evaluate(trained.dictionary, held.rows(site.name))
 
 
@@ -151,27 +160,6 @@ def _promoted(
     return {
         f: list(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)) for i, f in enumerate(features)
     }
-
-
-class _Steps:
-    """Progress of one part mapped into the whole, and the check for cancelling."""
-
-    def __init__(self, progress: Progress | None, cancel: Event | None) -> None:
-        self.progress, self.cancel = progress, cancel
-
-    def __call__(self, fraction: float, message: str) -> None:
-        self.check()
-        if self.progress is not None:
-            self.progress(fraction, message)
-
-    def part(self, low: float, high: float) -> Progress:
-        return lambda fraction, message: self(low + fraction * (high - low), message)
-
-    def check(self) -> None:
-        if self.cancel is not None and self.cancel.is_set():
-            raise InterruptedError(
-                "Cancelled; what is done so far stays in the folder and is continued by the same call."
-            )
 
 
 def _without_density(evaluation: Evaluation) -> dict[str, Any]:

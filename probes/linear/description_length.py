@@ -17,6 +17,7 @@ import numpy as np
 
 from probes.linear.classifier import fit_probe
 from probes.linear.examples import Examples
+from probes.progress import MeasurementCancelled
 
 SHARES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)  # of the paper
 
@@ -73,7 +74,8 @@ def online_code(
         n_classes: K of the uniform code (None: the classes that occur).
 
     Raises:
-        ValueError: shares that do not ascend to 1, fewer than two classes, a probe without `predict_proba`. InterruptedError: cancelled.
+        ValueError: shares that do not ascend to 1, fewer than two classes, a probe without `predict_proba`.
+        MeasurementCancelled: `cancel` was set.
     """
     shares = tuple(shares)
     if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
@@ -92,7 +94,7 @@ def online_code(
     bits = [ends[0] * np.log2(n_classes)]
     for number, (start, stop) in enumerate(pairwise(ends)):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled between blocks of the online code; nothing was kept.")
+            raise MeasurementCancelled("Cancelled between blocks of the online code; nothing was kept.")
         if progress is not None:
             progress((number + 1) / len(ends), f"{start} of {n} examples")
         estimator = fit_probe(examples[:start], probe)

@@ -18,6 +18,7 @@ from probes.census import random_twin
 from probes.linear.classifier import ProbeResult, probe
 from probes.linear.examples import Examples
 from probes.linear.words import word_activations
+from probes.progress import MeasurementCancelled
 from workbench.instrument.errors import UnknownHookPoint
 from workbench.instrument.selection import Select
 from workbench.lab.stimuli import Sentence
@@ -93,7 +94,7 @@ def probe_layers(
         split: as for `Examples.split`; a split by type measures no selectivity. twin: the control model, `"random"`, or None for none.
 
     Raises:
-        ValueError: as for `word_activations` and `probe`. InterruptedError: `cancel` was set.
+        ValueError: as for `word_activations` and `probe`. MeasurementCancelled: `cancel` was set.
     """
     sites = stream_sites(model, roles)
     other = random_twin(model) if isinstance(twin, str) and twin == "random" else twin
@@ -105,7 +106,7 @@ def probe_layers(
         done += 1
         for site in sites:
             if cancel is not None and cancel.is_set():
-                raise InterruptedError("Cancelled between sites; nothing was kept.")
+                raise MeasurementCancelled("Cancelled between sites; nothing was kept.")
             if progress is not None:
                 progress(done / steps, f"{name}: {site}")
             examples = Examples(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from probes.intervals import Interval, mean_interval
 from probes.linear.words import WordActivations
+from probes.progress import MeasurementCancelled
 
 Array = NDArray[np.float64]
 LENGTHS = range(5, 51)
@@ -126,7 +127,7 @@ def fit_structural_probe(
         rank: rows of B (at most the width of the activations are used).
 
     Raises:
-        ValueError: no sentences, a rank below 1. InterruptedError: `cancel` was set.
+        ValueError: no sentences, a rank below 1. MeasurementCancelled: `cancel` was set.
     """
     if not sentences:
         raise ValueError("There are no sentences to fit on. Expected at least one of two words or more.")
@@ -147,7 +148,7 @@ def fit_structural_probe(
         total = 0.0
         for some in torch.randperm(len(sentences), generator=generator).split(batch_size):
             if cancel is not None and cancel.is_set():
-                raise InterruptedError("Cancelled while fitting the structural probe; nothing was kept.")
+                raise MeasurementCancelled("Cancelled while fitting the structural probe; nothing was kept.")
             loss = torch.stack([_loss(projection, vectors[i] / size, trees[i]) for i in some.tolist()]).mean()
             optimiser.zero_grad()
             loss.backward()

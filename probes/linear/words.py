@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probes.progress import MeasurementCancelled
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.lab.stimuli import Sentence
@@ -85,7 +86,7 @@ def word_activations(
 
     Raises:
         ValueError: no sentence, an unknown pooling, a site without positions, a mean over a state, which is one thing after all tokens.
-        InterruptedError: `cancel` was set.
+        MeasurementCancelled: `cancel` was set.
     """
     sentences = tuple(sentences)
     if not sentences:
@@ -99,7 +100,7 @@ def word_activations(
     found: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
     for start in range(0, len(by_length), batch_size):
         if cancel is not None and cancel.is_set():
-            raise InterruptedError("Cancelled while reading sentences; nothing was kept.")
+            raise MeasurementCancelled("Cancelled while reading sentences; nothing was kept.")
         if progress is not None:
             progress(start / len(by_length), f"{start} of {len(by_length)} sentences")
         some = by_length[start : start + batch_size]

@@ -3,11 +3,6 @@
 A CPU can check the first two; the third runs where there is a CUDA device and says so where there is none.
 """
 
-import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import torch
 
 from kernels.attention_statistics import attention_statistics
 from tests.kernels.interpret_attention_statistics import CASES
+from tests.kernels.triton_checks import assert_not_loaded, compiled, interpreted_cases
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
 
@@ -23,21 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
-    code = (
-        "import sys, torch; from kernels.attention_statistics import attention_statistics as f;"
-        "x = torch.ones(1, 1, 3, 2); f(x, x); assert 'kernels.attention_statistics.triton' not in sys.modules"
+    assert_not_loaded(
+        "kernels.attention_statistics", "from kernels.attention_statistics import attention_statistics as f; f(x, x)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     """Every case of `interpret_attention_statistics`, run in one process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.interpret_attention_statistics"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted_cases("tests.kernels.interpret_attention_statistics")
 
 
 def test_the_interpreted_kernels_give_the_statistics_of_float64(interpreted: dict[str, Any]) -> None:
@@ -52,11 +42,10 @@ def test_the_interpreted_kernels_keep_their_promises(interpreted: dict[str, Any]
     assert all(promises.values()), promises
 
 
-def compiled(name: str, capability: int, dtype: torch.dtype, width: int, folder: Path, **flags: bool) -> dict[str, int]:
+def resources(
+    name: str, capability: int, dtype: torch.dtype, width: int, folder: Path, **flags: bool
+) -> dict[str, int]:
     """Compiles a kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from kernels.attention_statistics import triton as kernels
 
     kernel = getattr(kernels, name)
@@ -78,20 +67,7 @@ def compiled(name: str, capability: int, dtype: torch.dtype, width: int, folder:
             signature[argument] = "fp32" if argument in ("factor", "softcap") else "i32"
         if argument.endswith("_pointer") or argument.split("_")[0] in ("q", "k"):  # as at a launch with aligned sizes
             divisible.append(index)
-    source = ASTSource(
-        kernel,
-        signature=signature,
-        constexprs={(kernel.arg_names.index(key),): value for key, value in constants.items()},
-        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
-    )
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(binary.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True, timeout=60).stdout
-    found = re.search(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", report)
-    assert found, report
-    return {"registers": int(found[1]), "stack": int(found[2]), "shared": binary.metadata.shared}
+    return compiled(kernel, capability, signature, constants, divisible, launch, folder)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -116,7 +92,7 @@ def test_the_kernels_compile_and_stay_in_registers(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    usage = compiled(name, capability, dtype, width, tmp_path, **flags)
+    usage = resources(name, capability, dtype, width, tmp_path, **flags)
     assert usage["stack"] == 0, usage
     assert usage["shared"] <= 160 << 10, usage  # sm_80 has 163 KB
 

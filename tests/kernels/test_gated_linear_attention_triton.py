@@ -3,11 +3,6 @@
 A CPU can check the first two; the third runs where there is a CUDA device and says so where there is none.
 """
 
-import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import torch
 
 from kernels.gated_linear_attention import gated_linear_attention
 from tests.kernels.gla_inputs import make_inputs
+from tests.kernels.triton_checks import assert_not_loaded, compiled, interpreted_cases
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
 
@@ -23,21 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
-    code = (
-        "import sys, torch; from kernels.gated_linear_attention import gated_linear_attention as f;"
-        "x = torch.ones(1, 1, 3, 2); f(x, x, x); assert 'kernels.gated_linear_attention.triton' not in sys.modules"
+    assert_not_loaded(
+        "kernels.gated_linear_attention",
+        "from kernels.gated_linear_attention import gated_linear_attention as f; f(x, x, x)",
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     """Every case of `interpret_gated_linear_attention`, run in one process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.kernels.interpret_gated_linear_attention"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted_cases("tests.kernels.interpret_gated_linear_attention")
 
 
 def test_the_interpreted_kernel_is_the_recurrence(interpreted: dict[str, Any]) -> None:
@@ -55,13 +46,10 @@ def test_the_interpreted_kernel_keeps_its_promises(interpreted: dict[str, Any], 
     assert interpreted[claim] is True
 
 
-def compiled(
+def resources(
     capability: int, dtype: torch.dtype, decay: bool, strict: bool, width: int, folder: Path
 ) -> dict[str, int]:
     """Compiles the kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from kernels.gated_linear_attention.triton import chunk_walk, launch_options
 
     options = launch_options(dtype, width, width)
@@ -81,20 +69,7 @@ def compiled(
             signature[name] = "fp32" if name == "scale" else "i32"
         if name not in constants and name not in ("scale", "head", "pos"):  # as at a launch with aligned sizes
             divisible.append(index)
-    source = ASTSource(
-        chunk_walk,
-        signature=signature,
-        constexprs={(chunk_walk.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
-    )
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(binary.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True, timeout=60).stdout
-    found = re.search(r"Function chunk_walk:\s+REG:(\d+) STACK:(\d+)", report)
-    assert found, report
-    return {"registers": int(found[1]), "stack": int(found[2]), "shared": binary.metadata.shared}
+    return compiled(chunk_walk, capability, signature, constants, divisible, launch, folder)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -118,7 +93,7 @@ def test_the_kernel_compiles_and_stays_in_registers(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    usage = compiled(capability, dtype, decay, strict, width, tmp_path)
+    usage = resources(capability, dtype, decay, strict, width, tmp_path)
     assert usage["stack"] == 0, usage
     assert usage["shared"] <= 48 << 10, usage
 

@@ -137,6 +137,7 @@ def test_sequences_of_a_text() -> None:
         ({"sites": []}, "at least one site"),
         ({"sites": [RESID, RESID]}, "each once"),
         ({"sites": [Site(RESID, head=1)]}, "no head axis"),
+        ({"sites": [Site("blocks.0.mixer.hook_z", head=3)]}, r"heads 0\.\.2, not 3"),
         ({"sites": ["blocks.0.mixer.hook_pattern"]}, "a row for every position"),
         ({"sites": [RESID, Site("blocks.0.hook_resid_post", every=2)]}, "share `every`"),
     ],

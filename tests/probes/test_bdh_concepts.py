@@ -35,8 +35,8 @@ from probes.bdh.concepts_statistics import (
     weighted_auc,
 )
 from probes.bdh.concepts_transfer import concept_transfer, transfer_in_recording
-from probes.bdh.progress import SearchCancelled
 from probes.bdh.synapses import trace_synapses
+from probes.progress import MeasurementCancelled
 from tests.probes.bdh_naive import EXACT, Naive, naive, tiny_model
 
 HEADS, NEURONS = 2, 6
@@ -455,7 +455,7 @@ def test_a_search_can_be_cancelled(model: BDH) -> None:
         if "searching" in message:
             event.set()
 
-    with pytest.raises(SearchCancelled, match="Cancelled while"):
+    with pytest.raises(MeasurementCancelled, match="Cancelled while"):
         find_concept_synapses(model, positive, negative, progress=stop, cancel=event)
     assert "searching" in seen[-1]
 

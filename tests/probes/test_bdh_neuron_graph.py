@@ -38,8 +38,8 @@ from probes.bdh.neuron_graph_modularity import (
     random_graph,
     rewired_graph,
 )
-from probes.bdh.progress import SearchCancelled
 from probes.bdh.synapses import trace_synapses
+from probes.progress import MeasurementCancelled
 from tests.probes.bdh_naive import EXACT, LENGTH, tiny_model, tiny_tokens
 from tests.probes.test_bdh_top_synapses import LargestTensor
 
@@ -341,7 +341,7 @@ def test_modularity_curve_has_all_baselines_progress_and_cancel() -> None:
     assert curve.to_json()["points"][1]["observed"]["q"] == curve.points[1].observed.q
     event = threading.Event()
     event.set()
-    with pytest.raises(SearchCancelled):
+    with pytest.raises(MeasurementCancelled):
         modularity_curve(model, edges=[20], cancel=event)
 
 

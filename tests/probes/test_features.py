@@ -274,6 +274,9 @@ def test_unexplained_variance_is_its_definition_and_the_other_number_is_not() ->
     noise = torch.randn(20000, 64, generator=generator)
 
     class Half(Dictionary):
+        def activate(self, z: Tensor) -> Tensor:
+            return z
+
         def encode(self, x: Tensor) -> Tensor:
             return torch.zeros(len(x), 2)
 

@@ -11,6 +11,7 @@ import models
 from app.cli import main
 from probes.features import FeatureTraining, TopK, load_dictionary
 from probes.features.study import find_features
+from probes.progress import MeasurementCancelled
 from workbench.lab.activation_store import ActivationStore, Site
 
 TEXT = b"the cat sat on the mat, and the dog sat on the log; then the cat and the dog ran. " * 40
@@ -51,7 +52,7 @@ def test_a_cancelled_call_is_continued(model: Any, tmp_path: Path) -> None:
             cancel.set()
 
     options: dict[str, Any] = {"training": QUICK, "context": 32, "sequences": 30}
-    with pytest.raises(InterruptedError, match="stays in the folder"):
+    with pytest.raises(MeasurementCancelled, match="stays in the folder"):
         find_features(model, POINT, TEXT, TopK(48, k=4), tmp_path, progress=stop, cancel=cancel, **options)
     before = (tmp_path / "activations" / "shard-00000.safetensors").stat().st_mtime_ns
     found = find_features(model, POINT, TEXT, TopK(48, k=4), tmp_path, **options)
@@ -96,3 +97,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unexplained variance" in capsys.readouterr().out
     assert main([*call, "--kind", "top"]) == 2 and "Did you mean 'topk'" in capsys.readouterr().err
     assert main([*call, "--features", "41"]) == 1 and "another config" in capsys.readouterr().err
+    for words, wrong in ((["--kind", "gated"], "--k does nothing"), (["--sparsity", "0.1"], "--sparsity does nothing")):
+        assert main([*call, *words]) == 2 and wrong in capsys.readouterr().err

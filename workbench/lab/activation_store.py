@@ -354,7 +354,10 @@ def _rows(
         tensor = cache[site.point]
         if site.head is not None:
             axes = [axis for axis in cache.point(site.point).axes if axis != "pos"]
-            tensor = tensor.select(axes.index("head") + 1, site.head)  # cached as batch, position, then the others
+            place = axes.index("head") + 1  # cached as batch, position, then the others
+            if not 0 <= site.head < tensor.shape[place]:
+                raise ActivationStoreError(f"{site.point!r} has heads 0..{tensor.shape[place] - 1}, not {site.head}")
+            tensor = tensor.select(place, site.head)
         flat = tensor.flatten(2).flatten(0, 1) if tensor.ndim > 2 else tensor.flatten()[:, None]
         stored = flat.to(dtype)
         if not bool(stored.isfinite().all()):

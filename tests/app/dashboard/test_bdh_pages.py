@@ -68,7 +68,7 @@ def test_synapses(stage: Stage, desk: playwright.BrowserContext, browser: playwr
     window = Window(desk, stage.address)
     page = window.page
     window.open("/synapses")
-    assert "No synapse is followed yet" in page.locator("#panel-synapse-strength").inner_text()
+    playwright.expect(page.locator("#panel-synapse-strength")).to_contain_text("No synapse is followed yet")
     page.click("#synapse-search-start")
     result = wait_for_result(window)
     page.locator("#synapse-grid .ag-row[row-index='1'] .cell-link").first.click()
@@ -76,8 +76,8 @@ def test_synapses(stage: Stage, desk: playwright.BrowserContext, browser: playwr
     window.settle()
     (followed,) = window.view.synapses
     assert list(followed) == stage.services.open_run(result).array("addresses")[1].tolist()
-    assert page.locator("#panel-synapse-strength .scatterlayer path").count() > 0
-    assert "Source neuron" in page.locator("#synapse-says").inner_text()
+    playwright.expect(page.locator("#panel-synapse-strength .scatterlayer path").first).to_be_attached()
+    playwright.expect(page.locator("#synapse-says")).to_contain_text("Source neuron")
     page.click("#synapse-follow")  # layer 0, neuron 0 to layer 1, neuron 0
     window.wait_for_view(synapses=(followed, (0, 0, 0, 1, 0, 0)))
     page.locator("#synapse-chips button").nth(1).click()
@@ -94,14 +94,14 @@ def test_graph(stage: Stage, desk: playwright.BrowserContext, browser: playwrigh
     window = Window(desk, stage.address)
     page = window.page
     window.open("/graph")
-    assert "Nothing measured yet" in page.locator("#panel-graph-edges").inner_text()
+    playwright.expect(page.locator("#panel-graph-edges")).to_contain_text("Nothing measured yet")
     page.get_by_label("Draws per baseline").fill("2")
     page.get_by_label("Edges", exact=True).fill("200")
     page.click("#graph-start")
     result = wait_for_result(window)
     assert stage.services.open_run(result).manifest["settings"]["edges"] == 200
-    assert page.locator("#graph-drawing canvas").count() > 0
-    assert "random: Q" in page.locator("#panel-graph-modularity").inner_text()
+    playwright.expect(page.locator("#graph-drawing canvas").first).to_be_attached()
+    playwright.expect(page.locator("#panel-graph-modularity")).to_contain_text("random: Q")
     assert without_wheel(window.complaints) == []
     address = page.url.removeprefix(stage.address)
     page.close()
@@ -117,8 +117,8 @@ def test_concepts(stage: Stage, desk: playwright.BrowserContext, browser: playwr
         page.get_by_label(label).fill(value)
     page.click("#concept-start")
     wait_for_result(window)
-    assert "linear probe" in page.locator("#panel-concept-rivals").inner_text()
-    assert "not asked for" in page.locator("#panel-concept-causal").inner_text()
+    playwright.expect(page.locator("#panel-concept-rivals")).to_contain_text("linear probe")
+    playwright.expect(page.locator("#panel-concept-causal")).to_contain_text("not asked for")
     address = page.url.removeprefix(stage.address)
     page.locator("#concept-grid .ag-row[row-index='0'] .cell-link").click()
     window.wait_for_view(page="synapses")
@@ -138,7 +138,7 @@ def test_interventions(stage: Stage, desk: playwright.BrowserContext, browser: p
     page.locator("#intervene-draws").fill("2")
     page.click("#intervene-start")
     wait_for_result(window)
-    assert "freeze since 30" in page.locator("#panel-intervene-loss").inner_text()
+    playwright.expect(page.locator("#panel-intervene-loss")).to_contain_text("freeze since 30")
     assert window.complaints == []
     address = page.url.removeprefix(stage.address)
     page.close()
@@ -151,8 +151,8 @@ def test_merge(stage: Stage, desk: playwright.BrowserContext, browser: playwrigh
     window.open("/merge")
     page.click("#merge-start")  # a model with itself
     wait_for_result(window)
-    assert "identity" in page.locator("#panel-merge-badge").inner_text()
-    assert "merge: " in page.locator("#panel-merge-losses").inner_text()
+    playwright.expect(page.locator("#panel-merge-badge")).to_contain_text("identity")
+    playwright.expect(page.locator("#panel-merge-losses")).to_contain_text("merge: ")
     assert window.complaints == []
     address = page.url.removeprefix(stage.address)
     page.close()

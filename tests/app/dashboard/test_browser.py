@@ -146,8 +146,8 @@ def test_hovering_reads_the_exact_value_and_marks_its_tokens(window: Window, bro
         hovered = window.page.locator("#token-strip .is-hover").evaluate_all("found => found.map((t) => Number(t.dataset.token))")
         assert sorted(hovered) == sorted({row, column})
     # The same tokens are marked on the other figures: a column on the profile of who is read, a row on the map.
-    assert window.page.locator("#panel-pattern .mark-hover").count() == 2
-    assert window.page.locator("#panel-received .mark-hover").count() == 1
+    playwright.expect(window.page.locator("#panel-pattern .mark-hover")).to_have_count(2)
+    playwright.expect(window.page.locator("#panel-received .mark-hover")).to_have_count(1)
     window.hover("pattern", 5, 50)
     playwright.expect(readout).to_have_text("not visible")
 
@@ -192,9 +192,9 @@ def test_a_permalink_shows_the_same_view_again(desk: playwright.BrowserContext, 
     other = Window(desk, window.address)
     other.open(urlsplit(window.page.url)._replace(scheme="", netloc="").geturl())
     assert shown(other.page) == first and len(first) >= 5
-    assert other.page.locator("#time-token").inner_text().startswith("after 31 ")
-    assert "minus state after token 4" in other.page.locator("#panel-state .panel-foot").inner_text()
-    assert other.page.locator("#tracked-list .chip").count() == 2
+    playwright.expect(other.page.locator("#time-token")).to_contain_text("after 31 ")
+    playwright.expect(other.page.locator("#panel-state .panel-foot")).to_contain_text("minus state after token 4")
+    playwright.expect(other.page.locator("#tracked-list .chip")).to_have_count(2)
     other.page.close()
     assert other.complaints == []
 
@@ -340,7 +340,7 @@ def test_export_table_and_python(window: Window, ids: dict[str, str]) -> None:
     playwright.expect(window.page.locator("[role=dialog]")).to_have_count(0)
     panel.locator("button:has-text('Table')").click()
     playwright.expect(window.page.locator("[role=dialog] table td").first).to_be_visible()
-    assert window.page.locator("[role=dialog] tbody tr").count() == 60
+    playwright.expect(window.page.locator("[role=dialog] tbody tr")).to_have_count(60)
 
 
 def test_runs_are_started_cancelled_and_opened_from_the_page(window: Window, browser_store: RunStore, ids: dict[str, str]) -> None:

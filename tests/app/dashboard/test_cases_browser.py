@@ -55,13 +55,13 @@ def test_a_study_from_the_list_to_its_verdicts(server: str, desk: playwright.Bro
     page.click("#case-start")
     page.wait_for_function("() => new URLSearchParams(location.search).get('result')")
     page.wait_for_selector("#claims-grid .cell-good")
-    assert "0.75 [0.75, 0.75]" in page.locator("#claims-grid").inner_text()
+    playwright.expect(page.locator("#claims-grid")).to_contain_text("0.75 [0.75, 0.75]")
     page.wait_for_selector("#panel-case-line .js-plotly-plot .scatterlayer path")
-    assert "not really a picture" in page.locator("#panel-case-picture").inner_text()
+    playwright.expect(page.locator("#panel-case-picture")).to_contain_text("not really a picture")
 
     page.click("#claims-grid .cell-link")
     page.wait_for_selector(".claim-details")
-    assert "ci_low > 0.5" in page.locator(".claim-details").inner_text()
+    playwright.expect(page.locator(".claim-details")).to_contain_text("ci_low > 0.5")
     page.keyboard.press("Escape")
     with page.expect_download() as download:
         page.click("#case-export-csv")
