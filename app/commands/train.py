@@ -65,6 +65,12 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of initial weights, data and dropout.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, show_default=False)] = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(
+            help="bfloat16: matrix products in 16 bit, faster where the processor has them.", show_default=False
+        ),
+    ] = None,
     eval_every: Annotated[int, typer.Option(help="Steps between losses on held-out data.", min=1)] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training found in --out.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the training found in --out.")] = False,
@@ -96,6 +102,7 @@ def command(
         seed=seed,
         device=device,
         threads=threads,
+        autocast=autocast,  # type: ignore[arg-type]  # TrainingConfig refuses what it does not know
         eval_every=eval_every,
         warmup=min(50, steps // 10) if warmup is None else warmup,
     )
