@@ -181,7 +181,7 @@ def head_scores(
         with torch.no_grad():
             patterns: dict[Layer, Pattern] = model.patterns(tokens[some], **padding)
             for layer, pattern in patterns.items():
-                weights, measured[layer] = _weights(pattern)
+                weights, measured[layer] = weights_of(pattern)
                 visible = _visible(real[some].to(weights.device), pattern.meta)
                 for probe, question in questions.items():
                     total, count = _measure(weights, visible, [cells[some] for cells in question])
@@ -318,7 +318,7 @@ def _cells(source: Tensor) -> Tensor:
     return torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
 
 
-def _weights(pattern: Pattern) -> tuple[Tensor, str]:
+def weights_of(pattern: Pattern) -> tuple[Tensor, str]:
     """Non-negative weights [batch, head, query, key] whose rows sum to 1 (or 0), and what they are in words."""
     if pattern.meta.columns != "token":
         raise RefusedByPattern(
