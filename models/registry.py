@@ -7,6 +7,7 @@ models.list_models()                                     records for the command
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -192,31 +193,46 @@ def load(
     revision: str | None = None,
     cache_dir: Path | None = None,
     allow_pickle_conversion: bool = False,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Decoder:
     """Open a model: a shipped one by name, `<architecture>-random`, a folder written by `save`, or a published checkpoint.
 
     Args:
-        name: also a folder in Hugging Face layout, or a hub id (`owner/name`; `gpt2` and a few others without owner).
+        name: also a folder in Hugging Face layout, the name of a folder under `$WORKBENCH_MODELS`, or a hub id (`owner/name`; `gpt2` and a
+            few others without owner).
         dtype: e.g. torch.float64 (default: float32; `"auto"`, for published checkpoints: as stored). device: where to put it.
         revision, cache_dir: of a hub id. allow_pickle_conversion: read published weights that come as pickles only, with torch's
             restricted unpickler.
+        progress: called with (fraction, words) while files come and weights are read; what it raises stops the opening.
 
     Raises:
         UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together; a checkpoint
         that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`).
     """
-    from models.pretrained.hub import hub_id, snapshot
+    from models.pretrained.hub import SHORT, hub_id, snapshot
     from models.pretrained.loader import is_published, load_folder
+    from models.pretrained.outlook import folder_called
 
     text = str(name)
-    folder = SHIPPED / text if text in shipped_names() else Path(text)
+    folder = SHIPPED / text if text in shipped_names() else folder_called(text) or Path(text)
     published = hub_id(text) if isinstance(name, str) and not folder.exists() else None
+    report = progress or (lambda fraction, words: None)
     if published is not None:
-        folder = snapshot(published, revision=revision, cache_dir=cache_dir, pickles=allow_pickle_conversion)
+        folder = snapshot(
+            published,
+            revision=revision,
+            cache_dir=cache_dir,
+            pickles=allow_pickle_conversion,
+            progress=lambda fraction, words: report(0.8 * fraction, words),
+        )
     if is_published(folder):
-        called = text if published else None
         model = load_folder(
-            folder, architecture, dtype=dtype, name=called, allow_pickle_conversion=allow_pickle_conversion
+            folder,
+            architecture,
+            dtype=dtype,
+            name=text if published else None,
+            allow_pickle_conversion=allow_pickle_conversion,
+            progress=lambda done, total: report(0.8 + 0.2 * done / total, f"weight {done} of {total}"),
         )
         dtype = None
     elif (folder / "config.json").is_file():
@@ -224,12 +240,11 @@ def load(
     elif text.endswith("-random"):
         model = build(text.removesuffix("-random"))
     else:
-        names = [record.name for record in list_models()]
+        known = f"Known: {', '.join(shipped_names())}, <architecture>-random (`workbench models` lists all), folders and hub ids."
         if folder.exists():
-            raise UnknownModel(
-                f"{text!r} holds no config.json. Expected a folder written by models.save, or one of: {', '.join(names)}."
-            )
-        raise UnknownModel(f"Unknown model {text!r}.{suggestion(text, names)} Known: {', '.join(names)}.")
+            raise UnknownModel(f"{text!r} holds no config.json. Expected a folder with one, or a name. {known}")
+        names = [*SHORT, *(record.name for record in list_models())]
+        raise UnknownModel(f"Unknown model {text!r}.{suggestion(text, names)} {known}")
     if dtype is not None or device is not None:
         model.to(device=device, dtype=dtype)
     return model.eval()

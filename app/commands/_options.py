@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.commands._console import progress_bar
+
 if TYPE_CHECKING:
+    from models.decoder import Decoder
     from workbench.lab.runs import RunStore
 
 RUNS_HELP = "Folder of the runs; $WORKBENCH_RUNS or ./runs when not given."
@@ -26,6 +29,14 @@ def open_store(folder: Path | None) -> RunStore:
     from workbench.lab.runs import RunStore
 
     return RunStore(folder)
+
+
+def open_model(name: str) -> Decoder:
+    """A model by any name that `models.load` takes, with a progress bar while its files come and are read."""
+    import models
+
+    with progress_bar(f"opening {name}") as progress:
+        return models.load(name, progress=progress)
 
 
 def complete_runs(incomplete: str) -> list[str]:

@@ -18,7 +18,7 @@ from app.commands._console import (
     progress_bar,
     stdout,
 )
-from app.commands._options import AsJson, complete_corpora, complete_models
+from app.commands._options import AsJson, complete_corpora, complete_models, open_model
 
 PANEL = "Look inside"
 KINDS = ("topk", "batch_topk", "jumprelu", "gated", "standard")
@@ -73,7 +73,7 @@ def command(
         raise typer.BadParameter(f"--k does nothing for {kind}, whose sparsity is --sparsity")
     choices: dict[str, Any] = {"n_features": features}
     choices |= {"k": 16 if k is None else k} if "topk" in kind else ({} if sparsity is None else {"sparsity": sparsity})
-    opened = models.load(model)
+    opened = open_model(model)
     twin = models.build(opened.architecture, config=opened.config) if control else None
     with interruptible() as cancel, progress_bar("features") as progress:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands._console import add_row, counted, facts_table, new_table, note, print_json, stdout
+from app.commands._console import add_row, counted, facts_table, new_table, note, print_json, readable_bytes, stdout
 from app.commands._options import AsJson, complete_models
 
 if TYPE_CHECKING:
@@ -56,28 +56,42 @@ def command(
 
 
 def checkpoint(name: str) -> dict[str, Any] | None:
-    """What a published checkpoint is, from its headers; None for a name of ours."""
-    from models.pretrained.hub import hub_id, snapshot
-    from models.pretrained.loader import is_published, summary_of
+    """What a published checkpoint is and what opening it takes, from its headers or from the hub's list; None for a name of ours."""
+    from models.pretrained.hub import hub_id
+    from models.pretrained.loader import is_published
+    from models.pretrained.outlook import folder_called, free_memory, outlook
+    from models.registry import shipped_names
 
-    folder = Path(name)
-    if not folder.exists():
-        identity = hub_id(name)
-        if identity is None:
-            return None
-        folder = snapshot(identity)
-    return summary_of(folder) | {"name": name} if is_published(folder) else None
+    folder = None if name in shipped_names() else folder_called(name)
+    if folder is None and (name in shipped_names() or Path(name).exists() or hub_id(name) is None):
+        return None
+    if folder is not None and not is_published(folder):
+        return None
+    return outlook(name).to_json() | {"free_memory_bytes": free_memory()}
 
 
 def show_checkpoint(record: dict[str, Any]) -> None:
+    where = {"folder": "a folder here", "cache": "in the cache of downloads", "hub": "on the hub"}[record["place"]]
+    if record["download_bytes"]:
+        where += f"; {size(record['download_bytes'])} to download"
     facts = {
-        "type": record["model_type"] if record["supported"] else f"{record['model_type']} (cannot be opened here)",
+        "type": record["model_type"],
+        "opens as": record["architecture"] or f"cannot be opened: {record['problem']}",
+        "where": where,
         "licence": record["licence"] or "not stated",
-        "stored numbers": f"{record['stored_values']:,} in {record['tensors']} tensors, {', '.join(record['storage_dtypes'])}",
-        "files": f"{record['file_bytes'] / 2**20:,.1f} MiB",
-        "memory as float32": f"{record['memory_float32_bytes'] / 2**20:,.1f} MiB",
+        "parameters": f"{record['parameters']:,}, stored as {', '.join(record['stored_dtypes'])}"
+        if record["parameters"] is not None
+        else "not known before it is downloaded",
+        "files": size(record["file_bytes"]),
+        "memory as float32": size(record["load_bytes"]),
+        "memory of a trace": f"about {size(record['trace_bytes_per_token'], 1000)} more for 1,000 tokens",
+        "free memory here": size(record["free_memory_bytes"]),
     }
     stdout().print(facts_table("checkpoint", record["name"], facts))
+
+
+def size(number: int | None, times: int = 1) -> str:
+    return "not known" if number is None else readable_bytes(number * times)
 
 
 def summary(record: ModelRecord) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.commands._console import Failure, add_row, new_table, note, print_json, progress_bar, read_text, stdout
-from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_corpora, complete_models, open_store
+from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_corpora, complete_models, open_model, open_store
 
 PANEL = "Look inside"
 ALL = "induction,census,sinks,retrieval"
@@ -26,6 +26,9 @@ def command(
         typer.Option(help="Corpus name or text file to read.", autocompletion=complete_corpora, show_default=False),
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens per made-up sequence or piece of a corpus.", min=24)] = 96,
+    lengths: Annotated[
+        str, typer.Option(help="Further lengths to measure at, separated by commas; a text is read up to each.")
+    ] = "",
     sequences: Annotated[int, typer.Option(help="Sequences.", min=2)] = 16,
     vocab: Annotated[
         int | None,
@@ -35,6 +38,7 @@ def command(
     whole_patterns: Annotated[
         bool, typer.Option("--whole-patterns", help="Form the patterns of layers that no factors determine.")
     ] = False,
+    twin: Annotated[bool, typer.Option(help="Also measure the same architecture at random weights.")] = True,
     out: Annotated[
         Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)
     ] = None,
@@ -55,20 +59,20 @@ def command(
         raise Failure("no probe was named", f"Known: {ALL}.")
     store = open_store(out)
 
-    import models
     from probes.battery import run_probes, store_probes
 
-    loaded = models.load(model)
+    loaded = open_model(model)
     options: dict[str, Any] = {
         "corpus": corpus, "length": length, "sequences": sequences, "vocab": vocab, "seed": seed, "whole_patterns": whole_patterns,
     }  # fmt: skip
     with progress_bar(f"probing {model}") as progress:
-        results = run_probes(loaded, names, text=content, progress=progress, **options)
-    run = store_probes(store, loaded, results, title=title, settings={"probes": names, "text": content, **options})
+        found = survey(loaded, names, lengths=further, twin=twin, text=content, progress=progress, **options)
+    asked = {"probes": names, "text": content, "lengths": further, "twin": twin, **options}
+    run = store_probes(store, loaded, found, title=title, settings=asked)
     if as_json:
         print_json({"id": run.id, "path": run.path, "model": model, "results": run.manifest["results"]})
         return
-    for name, result in results.items():
+    for name, result in found.results.items():
         show(name, result)
     note(f"Stored as {run.id} in {store.root}.")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from app.commands._console import Failure, facts_table, note, print_json, progress_bar, read_text, stdout
-from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_store
+from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_model, open_store
 
 PANEL = "Look inside"
 
@@ -42,10 +42,9 @@ def command(
     content = read_text(text, file)
     store = open_store(out)
 
-    import models
     from workbench.lab.trace import trace_run
 
-    loaded = models.load(model)
+    loaded = open_model(model)
     chosen = None if layers is None else parse_layers(layers, loaded.n_layers)
     with progress_bar(f"tracing {model}") as progress:
         run = trace_run(loaded, content, store, title=title, progress=progress, layers=chosen)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.architecture_record import Architecture
 from models.decoder import Decoder
-from models.pretrained.family import Conversion, Fields, families, family
+from models.pretrained.family import Conversion, Fields, family
 from models.pretrained.stored import Checkpoint, shapes
 from models.pretrained.tokenizer import tokenizer_of
 from workbench.instrument.errors import suggestion
@@ -160,31 +161,10 @@ def card_of(folder: Path, fields: Fields) -> dict[str, Any]:
         "title": fields.get("_name_or_path", "") or folder.name,
         "model_type": fields.model_type,
         "licence": licence_of(folder),
-        "stored_values": sum(_product(shape) for shape, _ in stored.values()),
+        "stored_values": sum(prod(shape) for shape, _ in stored.values()),
         "storage_dtypes": sorted({dtype for _, dtype in stored.values()}),
     }
     return card
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """What a published checkpoint is and what opening it takes, from its configuration and the headers of its files alone.
-
-    Raises:
-        CheckpointError: no configuration, or a damaged file.
-    """
-    record, stored = read_json(folder / "config.json"), shapes(folder)
-    values = sum(_product(shape) for shape, _ in stored.values())
-    return {
-        "name": folder.name,
-        "model_type": record["model_type"],
-        "supported": record["model_type"] in families(),
-        "licence": licence_of(folder),
-        "tensors": len(stored),
-        "stored_values": values,
-        "storage_dtypes": sorted({dtype for _, dtype in stored.values()}),
-        "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "memory_float32_bytes": 4 * values,
-    }
 
 
 def licence_of(folder: Path) -> str | None:
@@ -201,10 +181,3 @@ def licence_of(folder: Path) -> str | None:
         if line.startswith("license:"):
             return line.removeprefix("license:").strip() or None
     return None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

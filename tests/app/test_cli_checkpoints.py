@@ -23,10 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_checkpoint_is_before_it_is_opened(workbench: Callable, folder: Path) -> None:
     record = json.loads(workbench("models", str(folder), "--json").out)
-    assert record["model_type"] == "llama" and record["supported"] is True and record["licence"] == "mit"
-    assert record["storage_dtypes"] == ["F64"]
-    assert record["memory_float32_bytes"] == 4 * record["stored_values"]
-    assert 0 <= record["file_bytes"] - 8 * record["stored_values"] < 20_000, "the files are the numbers and a header"
+    assert record["model_type"] == record["architecture"] == "llama" and record["licence"] == "mit"
+    assert record["stored_dtypes"] == ["F64"] and record["place"] == "folder" and record["download_bytes"] == 0
+    assert record["load_bytes"] == 4 * record["parameters"] and record["file_bytes"] == 8 * record["parameters"]
     assert "llama" in workbench("models", str(folder)).out
 
 

@@ -1,0 +1,185 @@
+"""What opening a model would take, before anything large is read or downloaded: type, size, licence, memory.
+
+    outlook("openai-community/gpt2")          asks the hub for the file list, the configuration and the model card only
+    outlook("path/to/folder", dtype="auto")   reads the configuration and the headers of the weight files
+
+Folders of models can be collected under one root, `$WORKBENCH_MODELS`; their names are then names for `models.load`, the command line
+and the dashboard alike.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from models.architecture_record import UnknownModel
+from models.pretrained.family import UnsupportedCheckpoint
+from models.pretrained.hub import cached, hub_id, listed, small_file
+from models.pretrained.loader import conversion_of, is_published, licence_of
+from models.pretrained.stored import shapes
+from workbench.lab.checkpoints import CheckpointError, read_json
+
+ROOT = "WORKBENCH_MODELS"
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a model before it is opened. None: cannot be known without downloading it.
+
+    Args:
+        place: "folder", "cache" (of hub downloads) or "hub". problem: why it cannot be opened, in words; "" if it can.
+        file_bytes: of its weights. download_bytes: of what is still to come. load_bytes: weights in memory.
+        trace_bytes_per_token: about what one token of a trace takes on top of that while it runs.
+    """
+
+    name: str
+    place: str
+    model_type: str
+    architecture: str | None
+    problem: str
+    parameters: int | None
+    stored_dtypes: tuple[str, ...]
+    licence: str | None
+    file_bytes: int
+    download_bytes: int
+    load_bytes: int | None
+    trace_bytes_per_token: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def outlook(name: str | Path, *, dtype: str = "float32", cache_dir: Path | None = None) -> Outlook:
+    """What opening `name` would take.
+
+    Args:
+        name: a folder in Hugging Face layout, a name under `$WORKBENCH_MODELS`, or a hub id. dtype: as for `models.load`, as a word.
+
+    Raises:
+        UnknownModel: neither. CheckpointError: a damaged folder, or a hub that cannot be asked. ValueError: an unknown dtype.
+    """
+    if dtype != "auto" and dtype not in BYTES:
+        raise ValueError(f"dtype={dtype!r}. Expected 'auto' (as stored) or one of {', '.join(BYTES)}.")
+    folder = folder_called(str(name))
+    if folder is None:
+        identity = hub_id(str(name))
+        if identity is None:
+            raise UnknownModel(f"{str(name)!r} is no folder with a config.json and no hub id such as 'owner/name'.")
+        folder = cached(identity, cache_dir=cache_dir)
+        if folder is None:
+            return _on_the_hub(identity, dtype, cache_dir)
+        return _of_folder(identity, "cache", folder, dtype)
+    if not is_published(folder):
+        raise UnknownModel(f"{folder} is not in Hugging Face layout: its config.json names no model_type.")
+    return _of_folder(str(name), "folder", folder, dtype)
+
+
+def root() -> Path | None:
+    """The folder of model folders, `$WORKBENCH_MODELS`; None where it is not set."""
+    value = os.environ.get(ROOT)
+    return Path(value).expanduser() if value else None
+
+
+def folder_called(name: str) -> Path | None:
+    """The folder of this path or of this name under the root, if it holds a configuration."""
+    above = root()
+    places = [Path(name)] if above is None or escapes(name) else [Path(name), above / name]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def escapes(name: str) -> bool:
+    """Whether a name, put under a root, could leave it."""
+    return Path(name).is_absolute() or any(part in ("..", "~", "") for part in name.replace("\\", "/").split("/"))
+
+
+def folders_under(above: Path) -> dict[str, Path]:
+    """Model folders at most two levels below a root, by their names there: published ones and ones written by `models.save`."""
+    found = {}
+    for config in sorted([*above.glob("*/config.json"), *above.glob("*/*/config.json")]):
+        if config.parent.resolve().is_relative_to(above.resolve()):
+            found[config.parent.relative_to(above).as_posix()] = config.parent
+    return found
+
+
+def free_memory() -> int | None:
+    """Bytes of this machine's memory that nothing uses; None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
+    stored = shapes(folder)
+    counts = {tensor: prod(shape) for tensor, (shape, _) in stored.items()}
+    sizes = [counts[tensor] * STORED_BYTES.get(kind, 4) for tensor, (_, kind) in stored.items()]
+    loaded = sum(sizes) if dtype == "auto" else BYTES[dtype] * sum(counts.values())
+    told = _converted(folder, list(stored))
+    return Outlook(
+        name=name,
+        place=place,
+        model_type=str(read_json(folder / "config.json")["model_type"]),
+        architecture=told["architecture"],
+        problem=told["problem"],
+        parameters=sum(counts.values()),
+        stored_dtypes=tuple(sorted({kind for _, kind in stored.values()})),
+        licence=licence_of(folder),
+        file_bytes=sum(sizes),
+        download_bytes=0,
+        load_bytes=loaded,
+        trace_bytes_per_token=_per_token(told["config"]),
+    )
+
+
+def _on_the_hub(name: str, dtype: str, cache_dir: Path | None) -> Outlook:
+    files = listed(name, cache_dir=cache_dir)
+    weights = {file: size for file, size in files.items() if file.endswith(".safetensors") and size}
+    if "config.json" not in files:
+        raise CheckpointError(f"{name!r} holds no config.json. It holds: {', '.join(sorted(files)) or 'nothing'}.")
+    folder = small_file(name, "config.json", cache_dir=cache_dir).parent
+    if "README.md" in files:
+        small_file(name, "README.md", cache_dir=cache_dir)
+    config = read_json(folder / "config.json")
+    told = _converted(folder, [])
+    kind = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    parameters = sum(weights.values()) // BYTES.get(kind, 4) if weights else None
+    problem = told["problem"] or ("" if weights else "it holds no safetensors weights, only pickles or none at all")
+    return Outlook(
+        name=name,
+        place="hub",
+        model_type=str(config.get("model_type")),
+        architecture=told["architecture"],
+        problem=problem,
+        parameters=parameters,
+        stored_dtypes=(kind,),
+        licence=licence_of(folder),
+        file_bytes=sum(weights.values()),
+        download_bytes=sum(size or 0 for size in files.values()),
+        load_bytes=None if parameters is None else parameters * BYTES.get(kind if dtype == "auto" else dtype, 4),
+        trace_bytes_per_token=_per_token(told["config"]),
+    )
+
+
+def _converted(folder: Path, names: list[str]) -> Mapping[str, Any]:
+    """Our architecture and configuration for a folder's config.json, or why there is none."""
+    try:
+        conversion, _ = conversion_of(folder, names)
+    except (UnknownModel, UnsupportedCheckpoint, CheckpointError) as error:
+        return {"architecture": None, "config": None, "problem": str(error)}
+    return {"architecture": conversion.architecture, "config": conversion.config, "problem": ""}
+
+
+def _per_token(config: Any) -> int | None:
+    """Float32 logits and their logarithms, and what each layer keeps while it is read: a few streams and its hidden layer."""
+    if config is None or not hasattr(config, "d_model"):
+        return None
+    hidden = max((getattr(mlp, "d_mlp", 0) for mlp in getattr(config, "mlps", []) if mlp is not None), default=0)
+    layers = getattr(config, "n_layers", 1)
+    return 4 * (3 * config.vocab_size + layers * 8 * config.d_model + 3 * hidden)
