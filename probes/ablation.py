@@ -139,9 +139,9 @@ def units_of(model: Any, kind: str, layers: int | Sequence[int] | None = None) -
         if not -model.n_layers <= layer < model.n_layers:
             raise ValueError(f"Layer {layer} is out of range: this model has layers 0..{model.n_layers - 1}.")
         layer %= model.n_layers
-        if layers is None and _point_or_none(model, kind, layer) is None:
+        if layers is None and unit_point_or_none(model, kind, layer) is None:
             continue
-        found += [(layer, number) for number in range(prod(_sizes(model, kind, layer).values()))]
+        found += [(layer, number) for number in range(prod(unit_sizes(model, kind, layer).values()))]
     if not found:
         raise UnknownHookPoint(f"No layer of this model has a hook point for {kind}s (roles {', '.join(KINDS[kind])}).")
     return found
@@ -317,12 +317,12 @@ class _Job:
 
     def _edits(self, unit: Unit, rows: slice) -> list[Intervention]:
         layer, number = unit
-        point = _point(self.model, self.kind, layer)
-        where = _where(self._sizes(layer), number)
+        point = unit_point(self.model, self.kind, layer)
+        where = unit_place(self._sizes(layer), number)
         if self.method == "zero":
             return [Ablate(point.name, **where)]
         edits: list[Intervention] = []
-        for address in _addresses(point):
+        for address in addresses_of(point):
             values = self._values(address, point)
             if self.method == "mean":
                 edits.append(Ablate(address, value=values.mean(0, keepdim=True), **where))
@@ -332,7 +332,7 @@ class _Job:
 
     def _sizes(self, layer: int) -> dict[str, int]:
         if layer not in self.sizes:
-            self.sizes[layer] = _sizes(self.model, self.kind, layer)
+            self.sizes[layer] = unit_sizes(self.model, self.kind, layer)
         return self.sizes[layer]
 
     def _values(self, address: str, point: HookPoint) -> Tensor:
@@ -353,7 +353,8 @@ def _check_kind(kind: str) -> None:
         raise ValueError(f"Unknown kind of unit {kind!r}.{suggestion(kind, KINDS)} Expected one of {', '.join(KINDS)}.")
 
 
-def _point_or_none(model: Any, kind: str, layer: int) -> HookPoint | None:
+def unit_point_or_none(model: Any, kind: str, layer: int) -> HookPoint | None:
+    """The same, or None."""
     _check_kind(kind)
     points = list(model.hook_points.points.values())
     found = (main_point(points, role, layer) for role in KINDS[kind])
@@ -361,8 +362,9 @@ def _point_or_none(model: Any, kind: str, layer: int) -> HookPoint | None:
     return None if point is not None and kind == "head" and "head" not in point.axes else point
 
 
-def _point(model: Any, kind: str, layer: int) -> HookPoint:
-    point = _point_or_none(model, kind, layer)
+def unit_point(model: Any, kind: str, layer: int) -> HookPoint:
+    """The hook point of a layer that the units of a kind are taken at. UnknownHookPoint where the layer has none."""
+    point = unit_point_or_none(model, kind, layer)
     if point is None:
         roles = sorted({p.role for p in model.hook_points.points.values() if p.layer_index == layer})
         raise UnknownHookPoint(
@@ -372,10 +374,10 @@ def _point(model: Any, kind: str, layer: int) -> HookPoint:
     return point
 
 
-def _sizes(model: Any, kind: str, layer: int) -> dict[str, int]:
+def unit_sizes(model: Any, kind: str, layer: int) -> dict[str, int]:
     """The sizes of the unit's axes, in order, as its hook point shows them on a short text: their product is the number of units."""
-    point = _point(model, kind, layer)
-    address = _addresses(point)[0]
+    point = unit_point(model, kind, layer)
+    address = addresses_of(point)[0]
     with torch.no_grad():
         _, cache = model.run_with_cache(torch.zeros(1, 2, dtype=torch.long, device=model.device), names=address)
     shape = dict(zip(point.axes, cache[address].shape, strict=True))
@@ -383,12 +385,12 @@ def _sizes(model: Any, kind: str, layer: int) -> dict[str, int]:
     return {axis: int(shape[axis]) for axis in wanted if axis in shape}
 
 
-def _where(sizes: dict[str, int], number: int) -> dict[str, Any]:
+def unit_place(sizes: dict[str, int], number: int) -> dict[str, Any]:
     """The part of an activation that is one unit."""
     at = dict(zip(sizes, np.unravel_index(number, tuple(sizes.values())), strict=True))
     return {"at": {axis: [int(index)] for axis, index in at.items()}}
 
 
-def _addresses(point: HookPoint) -> list[str]:
+def addresses_of(point: HookPoint) -> list[str]:
     """One address per pass, where depth shares weights."""
     return [point.name] if point.steps == 1 else [f"{point.name}@{step}" for step in range(point.steps)]
