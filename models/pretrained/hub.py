@@ -129,7 +129,6 @@ def _try(name: str, cache_dir: Path | None, call: Callable[[], Any]) -> Any:
         RevisionNotFoundError,
     )  # fmt: skip
 
-    known = (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError)
     try:
         return call()
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
