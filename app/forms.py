@@ -50,6 +50,12 @@ def count_input(id: str, label: str, value: int | None, first: int, last: int) -
                            size="sm", clampBehavior="none")  # fmt: skip
 
 
+def share_input(id: str, label: str, value: float) -> Component:
+    """A number between 0 and 1."""
+    return dmc.NumberInput(id=id, label=label, value=value, min=0, max=1, step=0.001, decimalScale=6, size="sm",
+                           clampBehavior="none")  # fmt: skip
+
+
 def side_by_side(*parts: Component) -> Component:
     """Inputs that share a line where there is room."""
     return html.Div(list(parts), className="form-pair")

@@ -13,6 +13,7 @@ from app.theme import MARKERS, Theme, template
 MOST_DRAWN = 1_500
 """Edges that the browser draws; the strongest are kept."""
 PLANE = 900
+LAWS = {"power law": "dash", "log-normal": "dot"}
 LABELLED = 12
 """Neurons with most edges, which carry their name."""
 
@@ -48,7 +49,7 @@ def modularity_points(
 
 
 def degree_tails(tails: Mapping[str, tuple[np.ndarray, np.ndarray]], theme: Theme, *, panel: str) -> go.Figure:
-    """Share of neurons with at least k edges, and the fitted power law: by direction (ccdf, fit), each [degree, 2]."""
+    """Share of neurons with at least k edges, and the fitted laws: by direction (ccdf [degree, 2], fit [degree, 3])."""
     figure = go.Figure()
     for index, (way, (ccdf, fit)) in enumerate(tails.items()):
         colour = theme.categorical[index % 8]
@@ -57,12 +58,17 @@ def degree_tails(tails: Mapping[str, tuple[np.ndarray, np.ndarray]], theme: Them
             marker={"color": colour, "size": 6, "symbol": MARKERS[index % 8]},
             hovertemplate="at least %{x} edges<br>%{y:.3g} of the neurons<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-        figure.add_scatter(x=fit[:, 0], y=fit[:, 1], mode="lines", name=f"{way}: power law", line={"color": colour, "dash": "dash"},
-                           hovertemplate="%{x}: %{y:.3g}<extra>%{fullData.name}</extra>")  # fmt: skip
+        for column, (law, dash) in zip(range(1, fit.shape[1]), LAWS.items(), strict=False):
+            figure.add_scatter(
+                x=fit[:, 0], y=fit[:, column], mode="lines", name=f"{way}: {law}", line={"color": colour, "dash": dash, "width": 2},
+                hovertemplate="%{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+            )  # fmt: skip
+    least = min(float(ccdf[:, 1].min()) for ccdf, _ in tails.values())
     figure.update_layout(
         template=template(theme.name), meta={"panel": panel}, showlegend=True,
         xaxis={"type": "log", "title": {"text": "edges k of a neuron"}, "fixedrange": True, "dtick": 1},
-        yaxis={"type": "log", "title": {"text": "share with at least k"}, "fixedrange": True, "dtick": 1},
+        yaxis={"type": "log", "title": {"text": "share with at least k"}, "fixedrange": True, "dtick": 1,
+               "range": [np.log10(least) - 0.4, 0.1]},
     )  # fmt: skip
     return figure
 

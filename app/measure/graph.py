@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.measure.common import checked_choice, checked_model, checked_number, checked_text, model_record, part_of
+from app.measure.common import (
+    FormError,
+    checked_choice,
+    checked_model,
+    checked_number,
+    checked_text,
+    model_record,
+    part_of,
+)
 from app.services import Services
 from workbench.lab.jobs import Job
 
@@ -16,6 +24,7 @@ GRAPHS = {
     "coactivation": "co-activation over a text: correlation of x",
 }
 OF_A_TEXT = ("state", "coactivation")
+THRESHOLDS = {"edges": "a number of edges", "noise_quantile": "a quantile of the noise"}
 FEWEST, MOST_EDGES, HUBS = 20, 20_000, 12
 MOST_HEADS, MOST_LAYERS = 256, 256
 NOTHING = -1
@@ -32,17 +41,20 @@ def start_graph(
     text: Any,
     layer: Any,
     draws: Any,
+    threshold: Any = "edges",
+    noise_quantile: Any = None,
 ) -> Job:
-    """Queue the graph of the `edges` largest entries between two heads of a model, compared with `draws` graphs of each baseline.
+    """Queue the graph of the largest entries between two heads of a model, compared with `draws` graphs of each baseline.
 
-    `graph` is one of GRAPHS; `text` and `layer` matter for the last two. FormError, in words for the reader, for a bad form.
+    `graph` is one of GRAPHS; `text` and `layer` matter for the last two. `threshold` is one of THRESHOLDS and says which of `edges`
+    and `noise_quantile` is meant. FormError, in words for the reader, for a bad form.
     """
     kind = checked_choice(graph, "the kind of graph", list(GRAPHS))
     settings = {
         "model": checked_model(services, name), "graph": kind,
         "source_head": checked_number(source_head, "the source head", 0, MOST_HEADS - 1),
         "target_head": checked_number(target_head, "the target head", 0, MOST_HEADS - 1),
-        "edges": checked_number(edges, "the number of edges", FEWEST, MOST_EDGES),
+        "threshold": _threshold(threshold, edges, noise_quantile),
         "draws": checked_number(draws, "draws of each baseline", 2, 50),
         "layer": checked_number(layer, "the layer", 1 if kind == "state" else 0, MOST_LAYERS) if kind in OF_A_TEXT else None,
     }  # fmt: skip
@@ -53,13 +65,37 @@ def start_graph(
     )
 
 
+def _threshold(kind: Any, edges: Any, noise_quantile: Any) -> dict[str, float]:
+    """The one threshold that is meant, as an argument of the graph functions."""
+    if checked_choice(kind, "the threshold", list(THRESHOLDS)) == "edges":
+        return {"edges": checked_number(edges, "the number of edges", FEWEST, MOST_EDGES)}
+    if isinstance(noise_quantile, bool) or not isinstance(noise_quantile, (int, float)) or not 0 < noise_quantile < 1:
+        raise FormError(
+            f"the noise quantile is {noise_quantile!r}; expected more than 0 and less than 1, such as 0.999."
+        )
+    return {"noise_quantile": float(noise_quantile)}
+
+
+def threshold_of(settings: dict[str, Any]) -> dict[str, float]:
+    """The threshold that a stored graph has; results made before there was a choice have a number of edges."""
+    return settings.get("threshold") or {"edges": settings.get("edges", 1024)}
+
+
 def _graph(bdh: Any, model: Any, settings: dict[str, Any], text: str) -> Any:
-    heads, edges = (settings["source_head"], settings["target_head"]), settings["edges"]
+    heads, threshold = (settings["source_head"], settings["target_head"]), settings["threshold"]
     if settings["graph"] == "state":
-        return bdh.state_graph(model, text, settings["layer"], *heads, edges=edges)
-    if settings["graph"] == "coactivation":
-        return bdh.coactivation_graph(model, text, settings["layer"], *heads, edges=edges)
-    return bdh.parameter_graph(model, *heads, settings["graph"], edges=edges)
+        graph = bdh.state_graph(model, text, settings["layer"], *heads, **threshold)
+    elif settings["graph"] == "coactivation":
+        graph = bdh.coactivation_graph(model, text, settings["layer"], *heads, **threshold)
+    else:
+        graph = bdh.parameter_graph(model, *heads, settings["graph"], **threshold)
+    if not 1 <= graph.n_edges <= MOST_EDGES:
+        way = "lower" if graph.n_edges < 1 else "higher"
+        raise FormError(
+            f"{graph.n_edges:,} entries exceed the threshold {graph.threshold:.4g}; expected 1 to {MOST_EDGES:,}. "
+            f"Try a {way} noise quantile."
+        )
+    return graph
 
 
 def _measure(job: Job, services: Services, settings: dict[str, Any], text: str) -> str:
@@ -73,7 +109,7 @@ def _measure(job: Job, services: Services, settings: dict[str, Any], text: str) 
     heads = (settings["source_head"], settings["target_head"])
     compare: dict[str, Any] = {"draws": settings["draws"], "progress": part_of(job, 0.1, 0.7)}
     if settings["graph"] in ("x", "y"):
-        curve = bdh.modularity_curve(model, *heads, settings["graph"], edges=(settings["edges"],), **compare)
+        curve = bdh.modularity_curve(model, *heads, settings["graph"], edges=(graph.n_edges,), **compare)
         point, note = curve.points[0], curve.note
     else:
         point, note = (
@@ -102,9 +138,10 @@ def _measure(job: Job, services: Services, settings: dict[str, Any], text: str) 
         run.add_array("places", _places(source, target, graph.n_nodes), axes=("node", "plane"))
         for way, tail in tails.items():
             run.add_array(f"ccdf.{way}", tail.ccdf, axes=("degree", "value"))
-            run.add_array(f"fit.{way}", _fitted(tail), axes=("degree", "value"))
+            run.add_array(f"fit.{way}", tail.fitted, axes=("degree", "value"))
         run.set(settings=settings, results={
             "name": graph.name, "n_neurons": graph.n_neurons, "directed": graph.directed, "threshold": graph.threshold, "note": note,
+            "noise_edges": graph.noise_edges(),
             "modularity": point.to_json(), "no_fit": no_fit, "hubs": [hub.to_json() for hub in hubs],
             "tails": {way: {k: v for k, v in tail.to_json().items() if k != "ccdf"} for way, tail in tails.items()},
         })  # fmt: skip
@@ -123,13 +160,3 @@ def _places(source: Any, target: Any, n_nodes: int) -> Any:
     for node, place in found.items():
         places[node] = place
     return places
-
-
-def _fitted(tail: Any) -> Any:
-    """The fitted power law beside the tail's data: ζ(α, k) / ζ(α, xmin) times the share of the tail, [degree, 2]."""
-    import numpy as np
-    from scipy.special import zeta
-
-    degrees = tail.ccdf[tail.ccdf[:, 0] >= tail.xmin, 0]
-    share = tail.n_tail / tail.n_positive
-    return np.stack([degrees, share * zeta(tail.alpha, degrees) / zeta(tail.alpha, tail.xmin)], axis=1)

@@ -18,12 +18,13 @@ from app.forms import (
     model_select,
     register_form,
     select,
+    share_input,
     side_by_side,
     text_area,
     word_list,
 )
 from app.frames import frame
-from app.measure.graph import GRAPHS, KIND, MOST_EDGES, start_graph
+from app.measure.graph import GRAPHS, KIND, MOST_EDGES, OF_A_TEXT, THRESHOLDS, start_graph, threshold_of
 from app.page import Page
 from app.panels.graph import PANELS, neuron_names
 from app.panels.results import measured
@@ -37,7 +38,18 @@ EDGES, MODULARITY, DEGREES, HUBS = PANELS
 EXAMPLE = (
     "The old lighthouse keeper climbed the stairs. At the top of the stairs the old lighthouse keeper lit the lamp."
 )
-FIELDS = ("name", "graph", "source_head", "target_head", "edges", "text", "layer", "draws")
+FIELDS = (
+    "name",
+    "graph",
+    "source_head",
+    "target_head",
+    "edges",
+    "text",
+    "layer",
+    "draws",
+    "threshold",
+    "noise_quantile",
+)
 SHOWN_NEIGHBOURS = 12
 
 
@@ -61,6 +73,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
 
 def _form(services: Services, scene: Scene, found: Run | None) -> Component:
     asked = (found.manifest.get("settings") if found is not None else None) or {}
+    threshold = threshold_of(asked)
     run_text = (scene.run.manifest.get("text") or "") if scene.run is not None else ""
     text = (found.manifest.get("text") if found is not None else None) or run_text or EXAMPLE
     return form_frame(
@@ -72,7 +85,11 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
             side_by_side(
                 count_input("graph-source_head", "From head", asked.get("source_head", 0), 0, 255),
                 count_input("graph-target_head", "To head", asked.get("target_head", 0), 0, 255),
-                count_input("graph-edges", "Edges", asked.get("edges", 1024), 20, MOST_EDGES),
+            ),
+            side_by_side(
+                select("graph-threshold", "Keep by", [*THRESHOLDS.items()], next(iter(threshold))),
+                count_input("graph-edges", "Edges", threshold.get("edges", 1024), 20, MOST_EDGES),
+                share_input("graph-noise_quantile", "Noise quantile", threshold.get("noise_quantile", 0.999)),
             ),
             side_by_side(
                 count_input("graph-draws", "Draws per baseline", asked.get("draws", 3), 2, 50),
@@ -130,6 +147,16 @@ def register(app: Dash, services: Services) -> None:
         return start_graph(services, **values)
 
     register_form(app, "graph", FIELDS, start)
+
+    @app.callback(
+        Output("graph-edges", "disabled"), Output("graph-noise_quantile", "disabled"), Input("graph-threshold", "value")
+    )
+    def meant(threshold: str | None) -> tuple[bool, bool]:
+        return threshold != "edges", threshold == "edges"
+
+    @app.callback(Output("graph-text", "disabled"), Output("graph-layer", "disabled"), Input("graph-graph", "value"))
+    def reads_text(kind: str | None) -> tuple[bool, bool]:
+        return (kind not in OF_A_TEXT,) * 2
 
     @app.callback(Output("graph-drawing", "stylesheet"), Input("scheme", "data"), State("view", "data"))
     def colour(scheme: str | None, view: dict[str, Any] | None) -> Any:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from app.figures.common import number
 from app.figures.graph import degree_tails, edge_weights, modularity_points
 from app.figures.synapses import ranked_bars
-from app.measure.graph import KIND
+from app.measure.graph import KIND, threshold_of
 from app.panels.base import NothingToShow, Table
 from app.panels.results import ResultPanel
 from app.services import Scene
@@ -36,7 +36,8 @@ class GraphPanel(ResultPanel):
     def build(self, scene: Scene) -> str:
         """Python that builds the graph."""
         asked = self.settings(scene)
-        heads, edges = f"{asked['source_head']}, {asked['target_head']}", f"edges={asked['edges']}"
+        heads = f"{asked['source_head']}, {asked['target_head']}"
+        edges = ", ".join(f"{name}={value}" for name, value in threshold_of(asked).items())
         made = {
             "x": f'parameter_graph(model, {heads}, "x", {edges})', "y": f'parameter_graph(model, {heads}, "y", {edges})',
             "state": f'state_graph(model, run.manifest["text"], {asked["layer"]}, {heads}, {edges})',
@@ -50,7 +51,9 @@ class GraphEdges(GraphPanel):
 
     id = "graph-edges"
     title = "The graph"
-    words = "Click a neuron for what it says. Colours are Louvain's communities, the smaller ones grey. Below: the weights."
+    words = (
+        "Click a neuron for what it says. Colours are Louvain's communities, the smaller ones grey. Below: the weights."
+    )
     height = 150
 
     def values(self, scene: Scene) -> np.ndarray:
@@ -68,7 +71,8 @@ class GraphEdges(GraphPanel):
         results = self.results(scene)
         connected = int((self.array(scene, "community") >= 0).sum())
         return [results["name"], f"{len(self.values(scene)):,} edges among {connected:,} of {len(self.names(scene)):,} neurons",
-                f"weights from {number(results['threshold'])} on"]  # fmt: skip
+                f"weights from {number(results['threshold'])} on",
+                *([f"noise alone would make {results['noise_edges']:,}"] if "noise_edges" in results else [])]  # fmt: skip
 
     def snippet_body(self, scene: Scene) -> str:
         return f"{self.build(scene)}\nvalues = graph.weight"
@@ -126,10 +130,17 @@ class GraphModularity(GraphPanel):
         heads = f"{asked['source_head']}, {asked['target_head']}"
         call = "point = bdh.compare_modularity(graph, draws={})".format(asked["draws"])
         if asked["graph"] in ("x", "y"):
-            arguments = f'model, {heads}, "{asked["graph"]}", edges=({asked["edges"]},), draws={asked["draws"]}'
+            arguments = f'model, {heads}, "{asked["graph"]}", edges=(graph.n_edges,), draws={asked["draws"]}'
             call = f"point = bdh.modularity_curve({arguments}).points[0]"
         draws = "[draw.q for draws in point.baselines.values() for draw in draws]"
         return f"{self.build(scene)}\n{call}\nvalues = np.array([point.observed.q, *{draws}])"
+
+
+VERDICTS = {
+    "power law": "a power law fits better",
+    "log-normal": "a log-normal fits better",
+    "undecided": "the degrees cannot tell",
+}
 
 
 class GraphDegrees(GraphPanel):
@@ -137,8 +148,8 @@ class GraphDegrees(GraphPanel):
 
     id = "graph-degrees"
     title = "Degrees"
-    words = "Share of neurons with at least k edges, and the power law that fits best; the foot says whether a log-normal fits better."
-    height = 290
+    words = "Share of neurons with at least k edges, the power law and the log-normal that fit best, and which the degrees prefer."
+    height = 300
 
     def ways(self, scene: Scene) -> list[str]:
         """The directions that were fitted."""
@@ -160,8 +171,9 @@ class GraphDegrees(GraphPanel):
 
     def facts(self, scene: Scene) -> list[str]:
         return [
-            f"{way}: α {number(tail['alpha'])} ± {number(tail['alpha_sd'])} from {tail['xmin']} on, KS {number(tail['ks'])}, "
-            f"against log-normal p {number(tail['p'])}: {tail['verdict']}"
+            f"{way}: {VERDICTS[tail['verdict']]} (likelihood ratio R {number(tail['log_likelihood_ratio'])}, p {number(tail['p'])}); "
+            f"α {number(tail['alpha'])} ± {number(tail['alpha_sd'])} from {tail['xmin']} edges on; "
+            f"KS {number(tail['ks'])} power law, {number(tail.get('ks_log_normal', np.nan))} log-normal"
             for way, tail in self.results(scene)["tails"].items()
         ]
 

@@ -7,12 +7,12 @@ coactivation how often, or how similarly, two neurons are active over tokens
 
 An edge leads from source to target. The published matrix has the target as its row, so that its "in" and "out" may be swapped in a figure.
 A graph between two heads has two sets of neurons (it is bipartite). A neuron's edge to itself is left out.
-Thresholds are a number of edges, a mean degree (edges per neuron), or a multiple of σ_Q: weights have no unit, and a published β fits no
-other model.
+Thresholds are a number of edges, a mean degree (edges per neuron), a multiple of σ_Q, or a quantile of the noise
+(`neuron_graph_noise`): weights have no unit, and a published β fits no other model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from probes.bdh.capture import (
     neurons_per_head,
     require_bdh,
 )
-from probes.bdh.neuron_graph_edges import Edges, Product, WeightDistribution, above, distribution, largest
+from probes.bdh.neuron_graph_edges import Edges, Product, above, distribution, largest
+from probes.bdh.neuron_graph_noise import noise_edges, noise_threshold
 from workbench.instrument.errors import suggestion
 from workbench.lab.catalogue import implements
 
@@ -47,7 +48,7 @@ class NeuronGraph:
         name: what it shows. source_head, target_head: equal for a graph within one head. n_neurons: N, per head.
         source, target: neurons [edge]. weight: signed [edge]. threshold: size of the smallest weight.
         directed: False for a symmetric matrix, of which each pair occurs once.
-        product: the matrix that the edges were taken from.
+        product: the matrix that the edges were taken from. sign: of the entries that were asked for.
     """
 
     name: str
@@ -60,6 +61,7 @@ class NeuronGraph:
     threshold: float
     product: Product
     directed: bool = True
+    sign: str = "positive"
 
     @property
     def n_edges(self) -> int:
@@ -107,7 +109,11 @@ class NeuronGraph:
         """The same neurons with other edges."""
         threshold = float(np.abs(weight).min()) if len(weight) else 0.0
         ends = (self.source_head, self.target_head, self.n_neurons)
-        return NeuronGraph(name, *ends, source, target, weight, threshold, self.product, self.directed)
+        return NeuronGraph(name, *ends, source, target, weight, threshold, self.product, self.directed, self.sign)
+
+    def noise_edges(self) -> int:
+        """How many edges noise alone would have at this threshold; ValueError where no side is left to tell noise by."""
+        return noise_edges(self.product, self.threshold, self.sign)
 
     def to_networkx(self) -> Any:
         """A networkx DiGraph (Graph if undirected) of (head, neuron) nodes with edges; edges carry `weight`."""
@@ -149,33 +155,35 @@ def graph_of(
     edges: int | None = None,
     mean_degree: float | None = None,
     noise: float | None = None,
+    noise_quantile: float | None = None,
     sign: str = "positive",
 ) -> NeuronGraph:
-    """The graph of a matrix under exactly one threshold: a number of edges, edges per neuron, or a multiple of σ_Q.
+    """The graph of a matrix under exactly one threshold: edges, edges per neuron, a multiple of σ_Q, or a quantile of the noise.
 
     Raises ValueError for no threshold or several, or where the matrix has too few entries of that sign.
     """
-    given = {
-        name: value
-        for name, value in (("edges", edges), ("mean_degree", mean_degree), ("noise", noise))
-        if value is not None
-    }
+    thresholds = {"edges": edges, "mean_degree": mean_degree, "noise": noise, "noise_quantile": noise_quantile}
+    given = {name: value for name, value in thresholds.items() if value is not None}
     if len(given) != 1:
-        raise ValueError(f"Thresholds given: {given or 'none'}. Expected exactly one of edges, mean_degree, noise.")
+        raise ValueError(f"Thresholds given: {given or 'none'}. Expected exactly one of {', '.join(thresholds)}.")
     if noise is not None:
-        sigma_q = distribution(product).sigma_q
+        sigma_q = 0.0 if product.one_signed else distribution(product).sigma_q
         if not sigma_q:
             raise ValueError(
-                "noise needs entries of both signs, and these have one (strengths and counts do). Expected edges or mean_degree."
+                "noise needs entries of both signs, and these have one (strengths and counts do). "
+                "Expected edges, mean_degree or noise_quantile."
             )
         threshold = noise * sigma_q
+        found = above(product, threshold, sign)
+    elif noise_quantile is not None:
+        threshold = noise_threshold(product, noise_quantile, sign)
         found = above(product, threshold, sign)
     else:
         nodes = n_neurons * (1 if source_head == target_head else 2)
         found = largest(product, edges if edges is not None else round(float(mean_degree or 0) * nodes), sign)
         threshold = float(np.abs(found.weight[-1]))
     directed = product.left_out != "half"
-    return NeuronGraph(name, source_head, target_head, n_neurons, *_arrays(found), threshold, product, directed)
+    return NeuronGraph(name, source_head, target_head, n_neurons, *_arrays(found), threshold, product, directed, sign)
 
 
 def _arrays(edges: Edges) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -210,6 +218,7 @@ def parameter_graph(
     edges: int | None = None,
     mean_degree: float | None = None,
     noise: float | None = None,
+    noise_quantile: float | None = None,
     sign: str = "positive",
     centre: bool = False,
 ) -> NeuronGraph:
@@ -217,7 +226,7 @@ def parameter_graph(
 
     Args:
         kind: `"x"` for D_x (what fires next), `"y"` for D_y (what may pass the gate).
-        edges, mean_degree, noise: exactly one; the threshold. sign: `"positive"`, `"negative"` (inhibition) or `"both"`.
+        edges, mean_degree, noise, noise_quantile: exactly one; the threshold. sign: `"positive"`, `"negative"` (inhibition) or `"both"`.
         centre: use E_i − mean(E_i), which is what reaches the stream.
     """
     product = parameter_product(model, source_head, target_head, kind=kind, centre=centre)
@@ -231,6 +240,7 @@ def parameter_graph(
         edges=edges,
         mean_degree=mean_degree,
         noise=noise,
+        noise_quantile=noise_quantile,
         sign=sign,
     )
 
@@ -251,6 +261,7 @@ def state_graph(
     edges: int | None = None,
     mean_degree: float | None = None,
     noise: float | None = None,
+    noise_quantile: float | None = None,
     sign: str = "positive",
     hooks: Sequence[Any] = (),
 ) -> NeuronGraph:
@@ -259,7 +270,8 @@ def state_graph(
     Args:
         tokens: one sequence. source_layer: default target_layer − 1.
         view: `"strength"` |C_t|, one target per rotary pair, reported with its even neuron; `"fixed"` the state's own entries.
-        noise: only for `"fixed"`; strengths have no negative side to tell noise by. Other arguments as in `parameter_graph`.
+        noise: only for `"fixed"`; strengths have no negative side, and `noise_quantile` shuffles the tokens instead.
+        Other arguments as in `parameter_graph`.
     """
     model = require_bdh(model)
     if view not in STATE_VIEWS:
@@ -278,17 +290,28 @@ def state_graph(
             f"Expected one sequence of tokens, got a batch of {writes.tokens.shape[0]}: synapses belong to one state."
         )
     stop = checked_position(at, writes.tokens.shape[1]) + 1
-    y, keys = writes.y[source_layer][0, source_head, :stop].cpu(), writes.keys[0, target_head, :stop].cpu()
+    # token 0 is silent: y is 0 there
+    y, keys = writes.y[source_layer][0, source_head, 1:stop].cpu(), writes.keys[0, target_head, 1:stop].cpu()
     left_out = _left_out(source_head, target_head)
     if view == "fixed":
         product = Product.of(y.T, keys, left_out)
     else:
         pairs = keys.unflatten(-1, (-1, 2)).permute(2, 0, 1)
-        product = Product(y.T.expand(2, -1, -1), pairs, 2 * torch.arange(pairs.shape[2]), left_out)
+        even = 2 * torch.arange(pairs.shape[2])
+        product = Product(y.T.expand(2, -1, -1), pairs, even, left_out, one_signed=True)
     name = f"{view} of y{source_layer}[{source_head}] → x{target_layer}[{target_head}] after token {stop - 1}"
     width = neurons_per_head(model)
     return graph_of(
-        name, product, source_head, target_head, width, edges=edges, mean_degree=mean_degree, noise=noise, sign=sign
+        name,
+        product,
+        source_head,
+        target_head,
+        width,
+        edges=edges,
+        mean_degree=mean_degree,
+        noise=noise,
+        noise_quantile=noise_quantile,
+        sign=sign,
     )
 
 
@@ -306,6 +329,7 @@ def coactivation_graph(
     edges: int | None = None,
     mean_degree: float | None = None,
     noise: float | None = None,
+    noise_quantile: float | None = None,
     sign: str = "positive",
     hooks: Sequence[Any] = (),
 ) -> NeuronGraph:
@@ -335,58 +359,22 @@ def coactivation_graph(
             values = values / length.masked_fill(length == 0, 1)
         sides.append(values)
     left_out = "half" if source_head == target_head else "nothing"
-    product = Product.of(sides[0].T, sides[1], left_out)
+    product = replace(Product.of(sides[0].T, sides[1], left_out), one_signed=measure != "correlation")
     name = f"{measure} of {activity} at layer {layer}, heads {source_head} and {target_head}"
     width = neurons_per_head(model)
     return graph_of(
-        name, product, source_head, target_head, width, edges=edges, mean_degree=mean_degree, noise=noise, sign=sign
+        name,
+        product,
+        source_head,
+        target_head,
+        width,
+        edges=edges,
+        mean_degree=mean_degree,
+        noise=noise,
+        noise_quantile=noise_quantile,
+        sign=sign,
     )
 
 
 def _left_out(source_head: int, target_head: int) -> str:
     return "self" if source_head == target_head else "nothing"
-
-
-# Tails of the weights --------------------------------------------------------------------------------------------------
-
-
-def weight_distribution(
-    model: Any, source_head: int = 0, target_head: int = 0, kind: str = "x", *, bins: int = 1000, centre: bool = False
-) -> WeightDistribution:
-    """Histogram, moments and σ_Q of all of G between two heads (figure 9a)."""
-    return distribution(parameter_product(model, source_head, target_head, kind=kind, centre=centre), bins)
-
-
-@dataclass(frozen=True)
-class HeadPair:
-    """One pair of heads in the census. positive_tail, negative_tail: entries beyond ± `noise` σ_Q.
-
-    A head without a positive tail is what the paper calls inhibitory.
-    """
-
-    source_head: int
-    target_head: int
-    mean: float
-    sd: float
-    skewness: float
-    excess_kurtosis: float
-    sigma_q: float
-    positive_tail: int
-    negative_tail: int
-
-    @property
-    def has_positive_tail(self) -> bool:
-        """At least ten entries, and twice as many as on the other side."""
-        return self.positive_tail >= max(10, 2 * self.negative_tail)
-
-
-def head_census(model: Any, kind: str = "x", *, noise: float = 4.0, centre: bool = False) -> list[HeadPair]:
-    """Tails of G between every pair of heads; the paper finds 12 of 16 with a heavy right tail (section 5.5)."""
-    model = require_bdh(model)
-    heads, out = range(model.config.n_heads), []
-    for a in heads:
-        for b in heads:
-            found = weight_distribution(model, a, b, kind, centre=centre)
-            moments = (found.mean, found.sd, found.skewness, found.excess_kurtosis, found.sigma_q)
-            out.append(HeadPair(a, b, *moments, *found.tails(noise)))
-    return out

@@ -3,7 +3,8 @@
 After Clauset, Shalizi and Newman (2009): degrees k ≥ xmin as a discrete power law p(k) = k^(−α) / ζ(α, xmin), α by maximum likelihood, xmin
 where the distance D between fitted and observed distribution is least; then Vuong's likelihood-ratio test against a log-normal on the
 same tail. R > 0 favours the power law, R < 0 the log-normal, and a large p says that the degrees cannot tell. A straight line in a
-log-log plot is no evidence. Fits are those of the `powerlaw` package, by exact numerical maximisation.
+log-log plot is no evidence. Fits are those of the `powerlaw` package, by exact numerical maximisation; its log-normal of whole numbers
+gives k the probability of (k − ½, k + ½], cut off below xmin.
 """
 
 import warnings
@@ -29,6 +30,7 @@ class DegreeTail:
     Args:
         alpha, alpha_sd: exponent and its standard error. xmin: where the tail begins. ks: distance D of the fit on the tail.
         n_tail, n_positive, n_zero: neurons in the tail, with edges, and without.
+        mu, sigma: of the log-normal on the same tail, in log degrees. ks_log_normal: its distance D.
         log_likelihood_ratio: Vuong's normalised R against the log-normal. p: two-sided.
         ccdf: (degree k, share of neurons with edges that have at least k) for every degree that occurs, [degree, 2].
     """
@@ -40,6 +42,9 @@ class DegreeTail:
     n_tail: int
     n_positive: int
     n_zero: int
+    mu: float
+    sigma: float
+    ks_log_normal: float
     log_likelihood_ratio: float
     p: float
     ccdf: NDArray[np.float64]
@@ -51,6 +56,14 @@ class DegreeTail:
             return "undecided"
         return "power law" if self.log_likelihood_ratio > 0 else "log-normal"
 
+    @property
+    def fitted(self) -> NDArray[np.float64]:
+        """(k, share by the power law, share by the log-normal) from xmin to the largest degree, beside `ccdf`: [degree, 3]."""
+        degrees = np.arange(self.xmin, int(self.ccdf[-1, 0]) + 1)
+        share = self.n_tail / self.n_positive
+        laws = power_law_ccdf(degrees, self.alpha, self.xmin), log_normal_ccdf(degrees, self.mu, self.sigma, self.xmin)
+        return np.column_stack([degrees, *(share * law for law in laws)])
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "ccdf"} | {
@@ -61,7 +74,8 @@ class DegreeTail:
     def __repr__(self) -> str:
         return (
             f"DegreeTail(α {self.alpha:.2f} ± {self.alpha_sd:.2f} from degree {self.xmin} on, D {self.ks:.3f}, {self.n_tail} of "
-            f"{self.n_positive} neurons with edges; against log-normal R {self.log_likelihood_ratio:.2f}, p {self.p:.2g}: {self.verdict})"
+            f"{self.n_positive} neurons with edges; log-normal D {self.ks_log_normal:.3f}, R {self.log_likelihood_ratio:.2f}, "
+            f"p {self.p:.2g}: {self.verdict})"
         )
 
 
@@ -69,6 +83,28 @@ def degree_ccdf(degrees: NDArray[np.int64]) -> NDArray[np.float64]:
     """(k, share of positive degrees that are at least k) for every k that occurs, [degree, 2]."""
     values, counts = np.unique(degrees[degrees > 0], return_counts=True)
     return np.column_stack([values, counts[::-1].cumsum()[::-1] / max(1, counts.sum())])
+
+
+def power_law_ccdf(degrees: Any, alpha: float, xmin: int) -> NDArray[np.float64]:
+    """P(degree ≥ k) of the discrete power law from xmin on, for each k."""
+    from scipy.special import zeta
+
+    return np.asarray(zeta(alpha, degrees) / zeta(alpha, xmin))
+
+
+def log_normal_ccdf(degrees: Any, mu: float, sigma: float, xmin: int) -> NDArray[np.float64]:
+    """P(degree ≥ k) of the discrete log-normal from xmin on, for each k; by logarithms, since xmin may lie far in its tail."""
+    from scipy.stats import norm
+
+    tail = norm.logsf((np.log(np.asarray(degrees) - 0.5) - mu) / sigma)
+    return np.asarray(np.exp(tail - norm.logsf((np.log(xmin - 0.5) - mu) / sigma)))
+
+
+def distance(tail: NDArray[np.int64], mu: float, sigma: float, xmin: int) -> float:
+    """Kolmogorov–Smirnov distance of degrees [neuron] from the log-normal; the package's own is that of a continuous one."""
+    values, counts = np.unique(tail, return_counts=True)
+    fitted = 1 - log_normal_ccdf(values + 1, mu, sigma, xmin)
+    return float(np.abs(counts.cumsum() / len(tail) - fitted).max())
 
 
 def fit_degree_tail(degrees: Any, xmin: int | None = None) -> DegreeTail:
@@ -96,6 +132,7 @@ def fit_degree_tail(degrees: Any, xmin: int | None = None) -> DegreeTail:
             verbose=False,
         )
         ratio, p = fit.distribution_compare("power_law", "lognormal", normalized_ratio=True)
+        other = fit.lognormal
     law = fit.power_law
     alpha, begins = float(law.alpha), int(law.xmin)
     n_tail = int((positive >= begins).sum())
@@ -107,6 +144,9 @@ def fit_degree_tail(degrees: Any, xmin: int | None = None) -> DegreeTail:
         n_tail=n_tail,
         n_positive=len(positive),
         n_zero=len(degrees) - len(positive),
+        mu=float(other.mu),
+        sigma=float(other.sigma),
+        ks_log_normal=distance(positive[positive >= begins], float(other.mu), float(other.sigma), begins),
         log_likelihood_ratio=float(ratio),
         p=float(p),
         ccdf=degree_ccdf(degrees),

@@ -4,7 +4,7 @@ At n = 32,768 a head pair has 67 million entries and the whole matrix a thousand
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,12 +32,14 @@ class Product:
     Args:
         left: [part, source, inner]. right: [part, inner, target]. columns: the neuron that each target column stands for [target].
         left_out: `"nothing"`, `"self"` (entries of a neuron with itself) or `"half"` (those and the lower half of a symmetric matrix).
+        one_signed: no entry can be negative, and `inner` are tokens.
     """
 
     left: Tensor
     right: Tensor
     columns: Tensor
     left_out: str = "nothing"
+    one_signed: bool = False
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor, left_out: str) -> "Product":
@@ -54,6 +56,11 @@ class Product:
         generator = torch.Generator().manual_seed(seed)
         left, right = (torch.randn(f.shape, generator=generator, dtype=f.dtype) for f in (self.left, self.right))
         return Product(left, right, self.columns, self.left_out)
+
+    def shuffled(self, seed: int) -> "Product":
+        """The same activity with the tokens of the left in another order: every neuron as active, coincidence only by chance."""
+        order = torch.randperm(self.left.shape[2], generator=torch.Generator().manual_seed(seed))
+        return replace(self, left=self.left[:, :, order])
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows [row], values [row, target], kept [row, target]): kept is False where an entry is left out."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import zeta
 from torch import Tensor
 
@@ -21,12 +21,17 @@ from probes.bdh.neuron_graph import (
     NeuronGraph,
     coactivation_graph,
     graph_of,
-    head_census,
     parameter_graph,
     state_graph,
-    weight_distribution,
 )
-from probes.bdh.neuron_graph_degrees import degree_ccdf, degree_tails, fit_degree_tail, standard_error
+from probes.bdh.neuron_graph_degrees import (
+    degree_ccdf,
+    degree_tails,
+    fit_degree_tail,
+    log_normal_ccdf,
+    power_law_ccdf,
+    standard_error,
+)
 from probes.bdh.neuron_graph_edges import Product, above, distribution, largest
 from probes.bdh.neuron_graph_hubs import graph_hubs
 from probes.bdh.neuron_graph_modularity import (
@@ -38,6 +43,8 @@ from probes.bdh.neuron_graph_modularity import (
     random_graph,
     rewired_graph,
 )
+from probes.bdh.neuron_graph_noise import noise_threshold
+from probes.bdh.neuron_graph_tails import head_census, weight_distribution
 from probes.bdh.synapses import trace_synapses
 from probes.progress import MeasurementCancelled
 from tests.probes.bdh_naive import EXACT, LENGTH, tiny_model, tiny_tokens
@@ -215,6 +222,49 @@ def test_noise_of_a_planted_tail() -> None:
     assert set((graph.source * 200 + graph.target).tolist()) == set((torch.arange(30) * 1301 + 7).tolist())
 
 
+NOISY = {
+    "between heads": Product.of(normal(60, 5), normal(5, 70, seed=1), "nothing"),
+    "within a head": Product.of(normal(60, 5), normal(5, 60, seed=1), "self"),
+    "symmetric": Product.of(normal(60, 5), normal(60, 5).T, "half"),
+}
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+@pytest.mark.parametrize("name", NOISY)
+def test_a_noise_quantile_is_that_of_the_other_side(name: str, sign: str, blocks: None) -> None:
+    product = NOISY[name]
+    matrix = dense(product)
+    entries_ = matrix[~np.isnan(matrix)] * (1 if sign == "positive" else -1)
+    noise = -entries_[entries_ < 0]
+    for quantile in (0.5, 0.9, 0.99):
+        threshold = noise_threshold(product, quantile, sign)
+        beyond = int((1 - quantile) * len(noise) + 1e-9)
+        assert (noise > threshold * (1 + 1e-9)).sum() == beyond and np.isclose(noise, threshold, rtol=1e-9).any()
+        graph = graph_of(
+            "noisy", product, 0, 0 if name != "between heads" else 1, 70, noise_quantile=quantile, sign=sign
+        )
+        assert graph.n_edges == (entries_ > threshold).sum() and graph.threshold == threshold and graph.sign == sign
+        assert graph.noise_edges() == beyond + 1  # the entry at the threshold itself
+    few = graph_of("few", product, 0, 0 if name != "between heads" else 1, 70, edges=25, sign=sign)
+    assert few.noise_edges() == (noise > few.threshold).sum()
+
+
+def test_noise_of_strengths_is_the_same_activity_out_of_step() -> None:
+    """One pair fires together among neurons that fire at random: it alone exceeds what shuffled tokens reach."""
+    rng = np.random.default_rng(0)
+    y, x = (torch.from_numpy((rng.random((400, 30)) < 0.1) * 1.0) for _ in range(2))
+    x[:, 4] = y[:, 7]
+    counts = Product(y.T[None], x[None], torch.arange(30), one_signed=True)
+    threshold = noise_threshold(counts, 0.999)
+    shuffled = dense(counts.shuffled(0))
+    assert (shuffled > threshold).sum() <= 0.001 * shuffled.size
+    graph = graph_of("counts", counts, 0, 1, 30, noise_quantile=0.999)
+    assert (graph.source[0], graph.target[0]) == (7, 4) and graph.n_edges < 8
+    assert graph.noise_edges() == ((shuffled >= threshold) & (shuffled > 0)).sum()
+    with pytest.raises(ValueError, match="both signs"):
+        graph_of("counts", counts, 0, 1, 30, noise=3)
+
+
 def test_census_finds_the_head_without_a_positive_tail() -> None:
     """Head 0's rows point where some columns of D_x do, head 1's the opposite way."""
     model = tiny_model(n_neurons=240, d_model=16)
@@ -372,6 +422,57 @@ def test_a_power_law_is_recovered(alpha: float) -> None:
     assert (free.n_zero, free.n_positive) == (50, 4000)
 
 
+def log_normal_nats(tail: np.ndarray, mu: float, sigma: float, xmin: int) -> float:
+    """−log likelihood of the log-normal of whole numbers, summed up from its probabilities one by one."""
+    if sigma <= 0:
+        return np.inf
+    law = stats.norm(mu, sigma)
+    whole = law.sf(np.log(xmin - 0.5))
+    shares = (law.cdf(np.log(tail + 0.5)) - law.cdf(np.log(tail - 0.5))) / whole
+    return float(-np.log(np.maximum(shares, 1e-300)).sum())
+
+
+@pytest.mark.parametrize("xmin", [1, 6])
+def test_the_log_normal_beside_the_power_law_is_the_most_likely_one(xmin: int) -> None:
+    sample = np.ceil(np.random.default_rng(2).lognormal(2.5, 0.8, 1500)).astype(int)
+    fit = fit_degree_tail(sample, xmin=xmin)
+    tail = sample[sample >= xmin]
+    best = minimize(
+        lambda p: log_normal_nats(tail, *p, xmin),
+        (2.0, 1.0),
+        method="Nelder-Mead",
+        options={"fatol": 1e-9, "xatol": 1e-7},
+    )
+    assert (fit.mu, fit.sigma) == pytest.approx(best.x, abs=2e-3)
+    law, whole = stats.norm(fit.mu, fit.sigma), stats.norm(fit.mu, fit.sigma).sf(np.log(xmin - 0.5))
+    values = np.unique(tail)
+    observed = np.array([(tail <= value).mean() for value in values])
+    assert fit.ks_log_normal == pytest.approx(
+        np.abs(observed - 1 + law.sf(np.log(values + 0.5)) / whole).max(), abs=1e-9
+    )
+    assert fit.ks_log_normal < 0.05 < fit.ks
+
+
+def test_fitted_curves_are_the_distributions_summed_up() -> None:
+    sample = np.random.default_rng(0).zipf(2.3, 800)
+    fit = fit_degree_tail(sample, xmin=2)
+    degrees, *curves = fit.fitted.T
+    assert degrees[0] == 2 and degrees[-1] == sample.max() and (np.diff(degrees) == 1).all()
+    share = (sample >= 2).mean()
+    assert curves[0][0] == pytest.approx(share) and curves[1][0] == pytest.approx(share)
+    terms = np.arange(2, 400_000, dtype=float) ** -fit.alpha
+    np.testing.assert_allclose(
+        power_law_ccdf([2, 3, 10], fit.alpha, 2), [terms[k - 2 :].sum() / terms.sum() for k in (2, 3, 10)], rtol=1e-4
+    )
+    law = stats.norm(1.2, 0.7)
+    np.testing.assert_allclose(
+        log_normal_ccdf([2, 5, 30], 1.2, 0.7, 2), law.sf(np.log([1.5, 4.5, 29.5])) / law.sf(np.log(1.5))
+    )
+    assert np.isfinite(
+        log_normal_ccdf([900, 1000], -5.0, 0.2, 900)
+    ).all()  # a tail whose mass is below the smallest float
+
+
 @pytest.mark.parametrize("spread", [0.4, 0.7, 1.0])
 def test_a_log_normal_is_not_called_a_power_law(spread: float) -> None:
     sample = np.ceil(np.random.default_rng(1).lognormal(2.5, spread, 4000)).astype(int)
@@ -454,6 +555,8 @@ MISTAKES: list[tuple[Callable[[BDH, Tensor], object], str]] = [
     (lambda m, t: parameter_graph(m, edges=3, sign="positiv"), "Did you mean 'positive'"),
     (lambda m, t: state_graph(m, t, 1, view="strenght", edges=3), "Did you mean 'strength'"),
     (lambda m, t: state_graph(m, t, 1, noise=3), "entries of both signs"),
+    (lambda m, t: parameter_graph(m, noise_quantile=99), "more than 0 and less than 1"),
+    (lambda m, t: parameter_graph(m, noise_quantile=0.9, sign="both"), "told by the other sign"),
     (lambda m, t: state_graph(m, t, 0, edges=3), r"expected 1\.\.2"),
     (lambda m, t: state_graph(m, t, 1, source_layer=1, edges=3), "below target_layer"),
     (lambda m, t: state_graph(m, tiny_tokens(), 1, edges=3), "a batch of 2"),

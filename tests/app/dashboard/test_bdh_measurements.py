@@ -159,7 +159,14 @@ GRAPH = {
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"graph": "state", "target_head": 1}, {"graph": "coactivation"}], ids=lambda c: c.get("graph", "x")
+    "changes",
+    [
+        {},
+        {"threshold": "noise_quantile", "noise_quantile": 0.999},
+        {"graph": "state", "target_head": 1},
+        {"graph": "coactivation"},
+    ],
+    ids=lambda c: c.get("graph", c.get("threshold", "x")),
 )
 def test_a_graph_is_the_probes_and_can_be_made_again(
     stage: tuple[Services, str], changes: dict, monkeypatch: pytest.MonkeyPatch
@@ -168,9 +175,24 @@ def test_a_graph_is_the_probes_and_can_be_made_again(
     result = finished(services, start_graph(services, **{**GRAPH, **changes}))
     found = services.open_run(result)
     source, target, places = (found.array(name) for name in ("source", "target", "places"))
-    assert len(source) == 120 and np.isfinite(places[np.union1d(source, target)]).all()
+    model, threshold = models.load(MODEL), found.manifest["settings"]["threshold"]
+    expected = {
+        "x": lambda: bdh.parameter_graph(model, 0, 0, **threshold), "state": lambda: bdh.state_graph(model, TEXT, 2, 0, 1, **threshold),
+        "coactivation": lambda: bdh.coactivation_graph(model, TEXT, 2, **threshold),
+    }[changes.get("graph", "x")]()  # fmt: skip
+    np.testing.assert_array_equal(np.stack(expected.ends), np.stack([source, target]))
+    assert (
+        threshold == ({"edges": 120} if "threshold" not in changes else {"noise_quantile": 0.999}) and len(source) > 20
+    )
+    assert found.manifest["results"]["noise_edges"] == expected.noise_edges()
+    assert np.isfinite(places[np.union1d(source, target)]).all()
     point = found.manifest["results"]["modularity"]
-    assert set(point["baselines"]) == {"random", "low rank", "rewired", *(["initial"] if not changes else [])}
+    assert set(point["baselines"]) == {
+        "random",
+        "low rank",
+        "rewired",
+        *(["initial"] if "graph" not in changes else []),
+    }
     # Q of the stored division, by its definition, is what the probe says.
     community, weight = found.array("community"), np.abs(found.array("weight"))
     inside = weight[community[source] == community[target]].sum() / weight.sum()
@@ -178,6 +200,9 @@ def test_a_graph_is_the_probes_and_can_be_made_again(
     shares = np.array([degree[community == c].sum() for c in range(community.max() + 1)]) / (2 * weight.sum())
     assert inside - (shares**2).sum() == pytest.approx(point["observed"]["q"], abs=1e-6)
     shown = [panel.id for panel in PAGES["graph"].panels]
+    for way, tail in found.manifest["results"]["tails"].items():
+        fit = found.array(f"fit.{way}")
+        assert fit.shape[1] == 3 and fit[0, 1] == fit[0, 2] == tail["n_tail"] / tail["n_positive"]
     if not found.manifest["results"]["tails"]:
         shown.remove("graph-degrees")
     check_panels(services, ViewState(page="graph", result=result), shown, monkeypatch)
@@ -194,7 +219,8 @@ def test_a_graph_is_the_probes_and_can_be_made_again(
 @pytest.mark.parametrize("changes,words", [
     ({"name": "bdh-englisch"}, "Did you mean 'bdh-english'"), ({"graph": "z"}, "kind of graph"), ({"edges": 3}, "from 20"),
     ({"graph": "state", "text": " "}, "Type a text"), ({"graph": "state", "layer": 0}, "the layer is 0"), ({"draws": 1.5}, "draws"),
-    ({"source_head": None}, "source head is None"),
+    ({"source_head": None}, "source head is None"), ({"threshold": "edge"}, "Did you mean 'edges'"),
+    ({"threshold": "noise_quantile", "noise_quantile": 99}, "less than 1"),
 ])  # fmt: skip
 def test_mistakes_in_the_graphs_form_are_named(stage: tuple[Services, str], changes: dict, words: str) -> None:
     with pytest.raises(FormError, match=words):
@@ -255,7 +281,9 @@ def test_mistakes_in_the_concept_form_are_named(stage: tuple[Services, str], cha
 BASKET = "ablate 1.0.{i}-2.{h}.{j} after 30\nneurons 0.5\nblock 50 51\nscale layer 1 by 0.5 after 20\nstate layer 2 after 40 from: a cat"
 
 
-def test_a_basket_does_what_its_hooks_do(stage: tuple[Services, str], searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_basket_does_what_its_hooks_do(
+    stage: tuple[Services, str], searched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     services, run = stage
     _, head, i, _, h, j = services.open_run(searched).array("addresses")[0].tolist()
     basket = BASKET.replace("1.0.", f"1.{head}.").format(i=i, h=h, j=j)
@@ -283,12 +311,16 @@ def test_a_basket_does_what_its_hooks_do(stage: tuple[Services, str], searched: 
 
 def test_twins_are_of_the_same_kind_but_others() -> None:
     activity = {(head, neuron): float(neuron) for head in range(2) for neuron in range(40)}
-    edits = parse_basket("\n".join(f"{kind} {example}" for kind, example in EXAMPLES.items() if kind not in OF_SYNAPSES), 100)
+    edits = parse_basket(
+        "\n".join(f"{kind} {example}" for kind, example in EXAMPLES.items() if kind not in OF_SYNAPSES), 100
+    )
     for edit in edits:
         twin = random_twin(edit, 100, random.Random(0), activity)
         assert twin.kind == edit.kind and twin.layer == edit.layer and twin.value == edit.value
         assert len(twin.positions) == len(edit.positions)
-        assert [head for head, _ in twin.neurons] == [head for head, _ in edit.neurons] and not set(twin.neurons) & set(edit.neurons)
+        assert [head for head, _ in twin.neurons] == [head for head, _ in edit.neurons] and not set(twin.neurons) & set(
+            edit.neurons
+        )
         assert sorted(twin.text) == sorted(edit.text) and (twin.neurons or twin != edit or edit.kind == "state")
         assert all(abs(one[1] - other[1]) <= 8 for one, other in zip(edit.neurons, twin.neurons, strict=True))
 
@@ -313,7 +345,9 @@ def test_a_merge_is_measured(stage: tuple[Services, str], monkeypatch: pytest.Mo
     found = services.open_run(finished(services, start_merging(services, MODEL, f"initial:{MODEL}", TEXT)))
     model = models.load(MODEL)
     losses = found.array("losses")
-    np.testing.assert_allclose(losses[0, 1:], model(TEXT, return_type="loss", loss_per_token=True)[0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        losses[0, 1:], model(TEXT, return_type="loss", loss_per_token=True)[0].detach().numpy(), atol=1e-5
+    )
     means = np.nanmean(losses, axis=1)
     assert means[0] < means[2] and means[0] < means[1]
     plain, exact = found.manifest["results"]["self_merge"]
