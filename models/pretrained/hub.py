@@ -122,8 +122,6 @@ def _try(name: str, cache_dir: Path | None, call: Callable[[], Any]) -> Any:
     """What the hub's library answers; its own errors, and the network's, become one that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
