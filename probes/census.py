@@ -52,6 +52,7 @@ class Census:
         distance: root of the mean Jensen–Shannon divergence between heads, [head, head] in the order of `heads`,
             from 0 to 1 (base 2).
         clusters: cluster number of each of `heads`. layers: layer numbers, or (layer, step). settings: how it was measured.
+        twin: the random twin's scores, [layer, head] by probe; empty without one.
     """
 
     scores: dict[str, NDArray[np.float64]]
@@ -65,6 +66,7 @@ class Census:
     heads: tuple[tuple[Layer, int], ...]
     layers: tuple[Layer, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    twin: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     def label(self, layer: Layer, head: int) -> str:
         """The probe with the largest score among those that stand out (interval above the null and score above a floor); "" if none."""
@@ -146,14 +148,14 @@ def head_census(
     say = progress or (lambda fraction, message: None)
     found: dict[str, HeadScores] = {}
     left_out: dict[str, str] = {}
-    null: dict[str, float] = {}
+    untrained: dict[str, NDArray[np.float64]] = {}
     options: dict[str, Any] = {"mask": mask, "delimiters": delimiters}
     for number, probe in enumerate(probes):
         say(0.6 * number / len(probes), probe.replace("_", " "))
         try:
             found[probe] = head_scores(model, batch, probe, **options)
             if twin is not None:
-                null[probe] = _highest(head_scores(twin, batch, probe, **options)[probe])
+                untrained[probe] = head_scores(twin, batch, probe, **options)[probe]
         except RefusedByPattern:
             raise
         except ValueError as error:
@@ -171,7 +173,8 @@ def head_census(
     if twin is not None:
         say(0.9, "random twin")
         theirs = _shape_scores(twin, tokens, mask, level, seed)
-        null |= {name: _highest(theirs[name][0]) for name in OTHER if name != "broad"}
+        untrained |= {name: theirs[name][0] for name in OTHER}
+    null = {name: _highest(values) for name, values in untrained.items() if name != "broad"}
     layers = next(iter(found.values())).layers
     heads = tuple(
         (layer, h)
@@ -190,6 +193,7 @@ def head_census(
         heads,
         layers,
         {"sequences": len(tokens), "tokens": tokens.shape[1], "level": level, "twin": twin is not None, "seed": seed},
+        untrained,
     )
 
 

@@ -53,7 +53,8 @@ class SinkReport:
         first_mass, sink_rate: definitions (a) and (b). sinks: definition (c), strongest first. sink_mass: weight on a head's own sinks,
             mean over rows. value_ratio: mean over a head's sinks (nan without one). residual_ratio: [layer], the largest at any sink.
         curve: thresholds, and for each the share of heads with at least one sink and the mean weight on their sinks.
-        settings: epsilon, threshold, alpha, min_readers.
+        settings: epsilon, threshold, alpha, min_readers. by_sequence: first_mass, sink_rate and sink_mass of each sequence,
+            [sequence, layer, head]. first_chance: first_mass of a head that reads everything that it sees alike, [layer].
     """
 
     layers: tuple[Layer, ...]
@@ -65,6 +66,8 @@ class SinkReport:
     residual_ratio: NDArray[np.float64]
     curve: dict[str, list[float]]
     settings: dict[str, Any] = field(default_factory=dict)
+    by_sequence: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    first_chance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
     def model_sink_rate(self) -> float:
@@ -147,6 +150,10 @@ def sink_report(
     """
     thresholds = [round(0.02 * step, 2) for step in range(1, 46)]
     rows: dict[str, list[Tensor]] = {name: [] for name in ("first_mass", "sink_rate", "sink_mass", "value_ratio")}
+    each: dict[str, list[Tensor]] = {
+        name: [] for name in ("first_mass", "sink_rate", "sink_mass")
+    }  # [sequence, head] per layer
+    chance: list[float] = []
     sinks: list[Sink] = []
     residual_ratio: list[float] = []
     heads_with, mass_of = torch.zeros(len(thresholds)), torch.zeros(len(thresholds))
@@ -156,13 +163,18 @@ def sink_report(
         on_first, received = found.need("first").double(), found.need("received").double()
         heads = received.shape[1]
         after = torch.arange(real.shape[1], device=real.device) > first[:, None]
-        rows["first_mass"].append(torch.where(after[:, None], on_first, torch.nan).nanmean((0, 2)))
+        read_later = torch.where(after[:, None], on_first, torch.nan)
+        rows["first_mass"].append(read_later.nanmean((0, 2)))
+        each["first_mass"].append(read_later.nanmean(2))
+        chance.append(_evenly_on_first(found, real, first))
         at_first = received.gather(2, first[:, None, None].expand(-1, heads, 1))[..., 0]
-        rows["sink_rate"].append((at_first > epsilon).double().mean(0))
+        each["sink_rate"].append((at_first > epsilon).double())
+        rows["sink_rate"].append(each["sink_rate"][-1].mean(0))
         judged = (real & (found.readers >= min_readers))[:, None]
         total = torch.where(judged, received * found.readers[:, None], 0.0) / real.sum(1)[:, None, None]
         is_sink = judged & (received > threshold)
-        rows["sink_mass"].append((total * is_sink).sum(-1).mean(0))
+        each["sink_mass"].append((total * is_sink).sum(-1))
+        rows["sink_mass"].append(each["sink_mass"][-1].mean(0))
         for number, value in enumerate(thresholds):
             over = judged & (received > value)
             heads_with[number] += float(over.any(-1).double().mean(0).sum())
@@ -184,8 +196,31 @@ def sink_report(
         residual_ratio=np.array(residual_ratio),
         curve=curve,
         settings={"epsilon": epsilon, "threshold": threshold, "alpha": alpha, "min_readers": min_readers},
+        by_sequence={
+            name: np.stack([stacked(list(layer)) for layer in zip(*layers, strict=True)])
+            for name, layers in each.items()
+        },
+        first_chance=np.array(chance),
         **{name: stacked(values) for name, values in rows.items()},
     )
+
+
+def _evenly_on_first(found: AttentionStatistics, real: Tensor, first: Tensor) -> float:
+    """Mean weight on the first token, over the rows after it, of a head that reads everything that it sees alike.
+
+    Tokens before the first are padding; a row that no longer sees it (a window) counts as 0, one that cannot as nothing.
+    """
+    total, rows = 0.0, 0
+    for sequence, start in enumerate(first.tolist()):
+        count = int(real[sequence].sum())
+        seers = int(found.readers[sequence, start])
+        if found.first_distance < 0:  # every row sees every token
+            shares = [1 / count] * (count - 1)
+        else:
+            own = int(found.first_distance == 0 and bool(found.pairs[sequence, 0] > 0))  # does a row see its own token?
+            shares = [1 / (row + own) for row in range(1, seers + 1 - own)]
+        total, rows = total + sum(shares), rows + count - 1
+    return total / rows if rows else float("nan")
 
 
 def _ratio(

@@ -57,9 +57,12 @@ def command(
     names = [name.strip() for name in probe.split(",") if name.strip()]
     if not names:
         raise Failure("no probe was named", f"Known: {ALL}.")
+    if not all(each.strip().isdigit() for each in lengths.split(",") if each.strip()):
+        raise Failure(f"--lengths is {lengths!r}", "Expected whole numbers separated by commas, such as 48,96,192.")
+    further = [int(each) for each in lengths.split(",") if each.strip()]
     store = open_store(out)
 
-    from probes.battery import run_probes, store_probes
+    from probes.battery import store_probes, survey
 
     loaded = open_model(model)
     options: dict[str, Any] = {
