@@ -34,6 +34,8 @@ class ViewState:
 
     `rows` and `columns` are the tokens that the pattern map shows; `state_rows` and `state_columns` are the part of the
     state that its picture shows.
+    `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
+    ("row.head"); `feature` is a feature of a dictionary.
     """
 
     page: str = field(default="overview", metadata={"key": None})
@@ -55,6 +57,10 @@ class ViewState:
     synapses: tuple[SynapseAddress, ...] = field(default=(), metadata={"key": "syn"})
     study: str = field(default="", metadata={"key": "study"})
     result: str = field(default="", metadata={"key": "result"})
+    score: str = field(default="", metadata={"key": "score"})
+    against: str = field(default="", metadata={"key": "vs"})
+    measured_head: str = field(default="", metadata={"key": "mh"})
+    feature: int | None = field(default=None, metadata={"key": "feature"})
 
     @classmethod
     def from_url(cls, path: str | None, query: str | None) -> ViewState:
@@ -194,6 +200,14 @@ def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
 
 
+def _read_score(text: str) -> str | None:
+    return text if re.fullmatch(r"[a-z][a-z0-9_]{0,31}\.[a-z][a-z0-9_]{0,31}", text) else None
+
+
+def _read_measured_head(text: str) -> str | None:
+    return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
+
+
 def _read_study(text: str) -> str | None:
     return text if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text) else None
 
@@ -205,6 +219,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
     "synapses": _read_synapses,
     "study": _read_study, "result": _read_run,
+    "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
 }  # fmt: skip
 
 
