@@ -25,6 +25,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from app import frames, routes
+from app.destinations import Destination
 from app.page import Page, control_values, where_to
 from app.pages import find_pages
 from app.panels.base import Panel
@@ -246,12 +247,13 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
 
 
 def job_line(services: Services, job_id: str | None) -> dict[str, Any]:
-    """What the job bar shows: `{shown, title, message, percent, ended, run}`; `run` is the id of the run that was made."""
+    """What the job bar shows: `{shown, title, message, percent, ended, run, target}`; `run` is the id of the run that was made, `target`
+    where it leads if that is not the page of its kind."""
     known = {job.id: job for job in services.jobs.jobs()}
     active = [job for job in known.values() if not job.finished]
     job = known.get(job_id or "") or (active[-1] if active else None)
     if job is None:
-        return {"shown": False, "title": "", "message": "", "percent": 0, "ended": True, "run": None}
+        return {"shown": False, "title": "", "message": "", "percent": 0, "ended": True, "run": None, "target": None}
     line = job.summary()
     left = line["seconds_left"]
     words = {"queued": "waiting for its turn", "failed": line["error"] or "failed", "cancelled": "cancelled", "done": "done"}.get(
@@ -261,10 +263,12 @@ def job_line(services: Services, job_id: str | None) -> dict[str, Any]:
         words += f", about {round(left)} s left"
     if line["cancelling"] and not job.finished:
         words = "stopping at the next step"
-    made = job.result if line["state"] == "done" and isinstance(job.result, str) and RUN_ID.fullmatch(job.result) else None
+    result = job.result.run if isinstance(job.result, Destination) else job.result
+    made = result if line["state"] == "done" and isinstance(result, str) and RUN_ID.fullmatch(result) else None
     return {
         "shown": line["state"] not in ("done", "cancelled"), "title": line["title"], "message": words,
         "percent": round(100 * line["fraction"]), "ended": job.finished, "run": made, "failed": line["state"] == "failed",
+        "target": job.result.target() if made is not None and isinstance(job.result, Destination) else None,
     }  # fmt: skip
 
 
@@ -290,7 +294,7 @@ def _register_jobs(app: Dash, services: Services, pages: Sequence[Page]) -> None
         look = "job-bar" + ("" if line["shown"] else " is-hidden") + (" is-failed" if line.get("failed") else "")
         return (
             look, line["title"], line["message"], line["percent"], f"{line['percent']} %", "Close" if line["ended"] else "Cancel",
-            line["ended"], where_to(services, pages, line["run"]) if done else no_update,
+            line["ended"], (line["target"] or where_to(services, pages, line["run"])) if done else no_update,
             (changes or 0) + 1 if done else no_update,
             None if done else no_update,
         )  # fmt: skip

@@ -145,7 +145,7 @@ def run_probes(
     return results
 
 
-def texts_read(model: Any, text: str | None, corpus: str | None, length: int, sequences: int) -> Tensor | None:
+def texts_read(model: Any, text: str | Tensor | None, corpus: str | None, length: int, sequences: int) -> Tensor | None:
     """Token ids of the text, or of pieces of the corpus, [sequence, pos]; None where neither is given. ValueError for both."""
     if text is not None and corpus is not None:
         raise ValueError("Give a text or a corpus, not both.")
