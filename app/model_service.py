@@ -6,11 +6,14 @@ hold everything that pages show of them.
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints import Checkpoints
+from app.open_models import OpenModels
+from workbench.instrument.errors import suggestion
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import RunStore
 
@@ -32,16 +35,20 @@ def shipped_cards() -> list[dict[str, Any]]:
 
 
 class WorkbenchModels:
-    """`app.services.ModelCatalogue` over `models` and `workbench.lab.trace`."""
+    """`app.services.ModelCatalogue` over `models` and `workbench.lab.trace`.
 
-    def __init__(self, store: RunStore, jobs: JobQueue) -> None:
+    Args:
+        root: folder of model folders that are offered beside the shipped models; None: `$WORKBENCH_MODELS`.
+    """
+
+    def __init__(self, store: RunStore, jobs: JobQueue, root: Path | None = None) -> None:
         self.store, self.jobs = store, jobs
-        self._loaded: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self.checkpoints, self.held = Checkpoints(root), OpenModels()
+        self._described: dict[str, dict[str, Any]] = {}
         self._random: list[dict[str, Any]] | None = None
 
     def list_models(self) -> Sequence[Mapping[str, Any]]:
-        """Shipped models first; random-weight architectures once they are known (see `warm_up`)."""
+        """Shipped models, then checkpoints; random-weight architectures once they are known (see `warm_up`)."""
         shipped = [
             {
                 **{
@@ -53,7 +60,7 @@ class WorkbenchModels:
             }
             for card in shipped_cards()
         ]
-        return [*shipped, *(self._random or [])]
+        return [*shipped, *self.checkpoints.listed(), *(self._random or [])]
 
     def warm_up(self) -> None:
         """Import torch and the architectures, so that the first run starts at once. Meant for a background thread."""
@@ -79,29 +86,40 @@ class WorkbenchModels:
         for card in shipped_cards():
             if card["name"] == name:
                 return {"blocks": card["blocks"], "hook_points": card["hook_point_list"]}
-        from models.diagram import model_blocks
-
-        model = self._model(name)
-        points = [point.describe() for point in model.hook_points.points.values()]
-        return {"blocks": model_blocks(model), "hook_points": points}
+        self._check_name(name)
+        if name not in self._described:
+            self._model(name)
+        return self._described[name]
 
     def load(self, name: str) -> Any:
-        """A shipped model, or an architecture at random weights, opened once and shared."""
+        """A shipped model, an architecture at random weights, or a checkpoint that is here; opened once and shared."""
         self._check_name(name)
         return self._model(name)
 
-    def _check_name(self, name: str) -> None:
-        if name not in {card["name"] for card in shipped_cards()}:
-            from models.registry import UnknownModel, architecture
+    def look_up(self, name: str, dtype: str = "float32") -> Mapping[str, Any]:
+        """What opening a checkpoint would take; see `Checkpoints.look_up`."""
+        return self.checkpoints.look_up(name, dtype)
 
-            if not name.endswith("-random"):  # never a path: what the browser sends names a model of the registry
-                known = ", ".join(sorted(str(model["name"]) for model in self.list_models()))
-                raise UnknownModel(f"There is no model {name!r}. Known: {known}.")
-            architecture(name.removesuffix("-random"))
+    def _check_name(self, name: str, may_download: bool = False) -> None:
+        """Never a path: what the browser sends names a model of the registry, a folder under the root, or an id on the hub."""
+        if name in {card["name"] for card in shipped_cards()}:
+            return
+        if self.checkpoints.may_be_opened(name) if may_download else self.checkpoints.knows(name):
+            return
+        from models.registry import UnknownModel, architecture
+
+        if not name.endswith("-random"):
+            known = [str(model["name"]) for model in self.list_models()]
+            raise UnknownModel(
+                f"There is no model {name!r}.{suggestion(name, known)} Known: {', '.join(sorted(known))}. Other folders are offered by "
+                "`workbench serve --models FOLDER`."
+            )
+        architecture(name.removesuffix("-random"))
 
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
-        """Queue a trace; the job's result is the run's id."""
-        self._check_name(name)
+        """Queue a trace; the job's result is the run's id. `settings`: title, and dtype ("float32" or "auto") of a checkpoint."""
+        name = name.strip()
+        self._check_name(name, may_download=True)
         if not text:
             raise ValueError("The text is empty: type at least one character.")
         shown = text if len(text) <= 32 else f"{text[:32]}…"
@@ -111,20 +129,32 @@ class WorkbenchModels:
         job.progress(0.0, "loading the model")
         from workbench.lab.trace import trace_run
 
-        def progress(fraction: float, message: str) -> None:
-            job.check_cancelled()
-            job.progress(fraction, message)
+        def part(first: float, last: float) -> Callable[[float, str], None]:
+            def report(fraction: float, message: str) -> None:
+                job.check_cancelled()
+                job.progress(first + (last - first) * fraction, message)
+
+            return report
 
         title = str(settings.get("title") or "") or None
-        return trace_run(self._model(name), text, self.store, title=title, progress=progress).id
+        model = self._model(name, str(settings.get("dtype") or "float32"), part(0.0, 0.5))
+        return trace_run(model, text, self.store, title=title, progress=part(0.5, 1.0)).id
 
-    def _model(self, name: str) -> Any:
-        from models.registry import load
+    def _model(self, name: str, dtype: str = "float32", progress: Callable[[float, str], None] | None = None) -> Any:
+        from models.registry import load, shipped_names
 
-        with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = load(name)
-            return self._loaded[name]
+        def open_it() -> Any:
+            if name in shipped_names() or name.endswith("-random"):
+                return load(name)
+            return self.checkpoints.open(name, dtype, progress)
+
+        model = self.held.get(name if dtype == "float32" else f"{name} ({dtype})", open_it)
+        if name not in self._described:
+            from models.diagram import model_blocks
+
+            points = [point.describe() for point in model.hook_points.points.values()]
+            self._described[name] = {"blocks": model_blocks(model), "hook_points": points}
+        return model
 
     def start_demo_runs(self) -> list[Job]:
         """While there is nothing of the reader's own, every shipped model reads a short text, so that the first page has something to show.
@@ -179,6 +209,7 @@ def open_dashboard(
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
     open_browser: bool = True,
+    models_root: Path | None = None,
 ) -> bool:
     """What `workbench serve` does: a run store, a job queue, the models, demo runs in an empty store, the server, the browser.
 
@@ -188,7 +219,7 @@ def open_dashboard(
     from app.dashboard import serve
 
     store, jobs = RunStore(runs), JobQueue()
-    models = WorkbenchModels(store, jobs)
+    models = WorkbenchModels(store, jobs, models_root)
     models.start_demo_runs()
     ready = threading.Event()
     warming = threading.Thread(target=_after_start, args=(ready, models, host, port, token, open_browser), daemon=True)

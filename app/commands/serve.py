@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,15 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8050,
     runs: RunsFolder = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of model folders to offer beside the shipped models; $WORKBENCH_MODELS when not given.",
+            file_okay=False,
+            exists=True,
+            show_default=False,
+        ),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
     token: Annotated[
         str | None,
@@ -35,8 +45,13 @@ def command(
     """
     from app.model_service import open_dashboard
 
+    if models is not None:
+        os.environ["WORKBENCH_MODELS"] = str(models.resolve())  # so that a page's Python finds them by the same names
+
     opens = not no_browser and has_screen()
-    ended = open_dashboard(host, port, runs, token=token, allowed_hosts=tuple(name or ()), open_browser=opens)
+    ended = open_dashboard(
+        host, port, runs, token=token, allowed_hosts=tuple(name or ()), open_browser=opens, models_root=models
+    )
     if ended is False:
         # A thread in the middle of a model's step would abort the interpreter while it takes itself down.
         sys.stdout.flush()

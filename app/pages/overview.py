@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 
+from app.checkpoints import DTYPES, in_words
 from app.frames import content_frame, frame
 from app.page import Page
 from app.panels.overview import PANELS
@@ -17,6 +18,7 @@ from app.services import LARGEST_PROMPT, Scene, Services
 from app.shell import provenance_chip
 from workbench.lab.jobs import JobError
 
+OTHER = "…"  # no model is called so
 EXAMPLE = (
     "There is grandeur in this view of life, with its several powers, having been originally breathed into a few forms "
     "or into one."
@@ -28,7 +30,7 @@ def structure(scene: Scene) -> Hashable:
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
-    form = content_frame("new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services), "")
+    form = content_frame("new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services, scene), "")
     if scene.run is None:
         return [html.Div([html.Div(_welcome(), className="column span-7"), html.Div(form, className="column span-5")],
                          className="grid")]  # fmt: skip
@@ -87,15 +89,33 @@ def _models(services: Services) -> Sequence[Mapping[str, Any]]:
     return services.models.list_models()
 
 
-def _form(services: Services) -> Component:
+def _choices(services: Services) -> list[dict[str, str]]:
+    """The models of the form: what is here, with the way to others between the trained ones and the random weights."""
     models = _models(services)
-    data = [{"value": model["name"], "label": model.get("title") or model["name"]} for model in models]
+    data = [{"value": str(model["name"]), "label": str(model.get("title") or model["name"])} for model in models]
+    here = sum(model.get("provenance") != "random" for model in models)
+    return [*data[:here], {"value": OTHER, "label": "Another one: a hub id…"}, *data[here:]] if data else []
+
+
+def _form(services: Services, scene: Scene) -> Component:
+    data = _choices(services)
     if not data:
         return html.P("No model is installed that a run could be started with.", className="form-hint")
+    own = None if scene.run is None else scene.run.model.get("name")
+    chosen = own if own in {choice["value"] for choice in data} else data[0]["value"]
     return html.Div(
         [
-            dmc.Select(id="form-model", label="Model", data=data, value=data[0]["value"], allowDeselect=False, searchable=True),
-            html.Div(id="form-about", className="form-hint"),
+            dmc.Select(id="form-model", label="Model", data=data, value=chosen, allowDeselect=False, searchable=True),
+            html.Div([
+                dmc.TextInput(id="form-hub", label="Hub id", placeholder="openai-community/gpt2", spellCheck=False),
+                dmc.Button("Look up", id="form-look", n_clicks=0, variant="default"),
+            ], id="form-other", className="form-look is-hidden"),
+            html.Div(dmc.Select(id="form-dtype", label="Weights in memory", value=DTYPES[0][0], allowDeselect=False, size="sm",
+                                data=[{"value": value, "label": words} for value, words in DTYPES]),
+                     id="form-precision", className="is-hidden"),
+            html.Div(id="form-about", className="form-hint", **{"aria-live": "polite"}),
+            html.Div(dmc.Checkbox(id="form-anyway", label="Open it although memory may run out", checked=False),
+                     id="form-tight", className="is-hidden"),
             dmc.Textarea(id="form-text", label="Text", value=EXAMPLE, autosize=True, minRows=3, maxRows=9, spellCheck=False,
                          placeholder="Type or paste a text"),
             html.Div([
@@ -108,18 +128,65 @@ def _form(services: Services) -> Component:
     )  # fmt: skip
 
 
-def start(services: Services, name: str | None, text: str | None) -> tuple[str | None, str]:
+def start(
+    services: Services, name: str | None, text: str | None, dtype: str | None = None, anyway: bool = False
+) -> tuple[str | None, str]:
     """Start a trace: (job id or None, what to tell the reader)."""
-    if not name:
+    if not name or not name.strip():
         return None, "Choose a model first."
     if not text or not text.strip():
         return None, "Type a text first: there is nothing to read."
     if len(text) > LARGEST_PROMPT:
         return None, f"The text has {len(text):,} characters; at most {LARGEST_PROMPT:,} can be started from here."
     try:
-        return services.models.start_trace(name, text, {}).id, ""
+        if name not in {model["name"] for model in _models(services)} or _is_checkpoint(services, name):
+            known = services.models.look_up(name, dtype or DTYPES[0][0])
+            if known["problem"]:
+                return None, f"{name} cannot be opened: {known['problem']}"
+            if known["tight"] and not anyway:
+                return None, "This may need more memory than is free here: look at the estimate above, and tick the box to open it anyway."
+        return services.models.start_trace(name, text, {"dtype": dtype or DTYPES[0][0]}).id, ""
     except (ValueError, LookupError, JobError) as error:
         return None, str(error)
+
+
+def _is_checkpoint(services: Services, name: str) -> bool:
+    return any(model["name"] == name and model.get("provenance") == "pretrained" for model in _models(services))
+
+
+def about_model(services: Services, name: str | None, hub: str | None, dtype: str | None, asked: bool) -> tuple[Any, str, str, str]:
+    """What the form says of the chosen model, and the classes of the parts for checkpoints: (words, hub id, precision, tight memory)."""
+    shown, hidden = "form-look", "is-hidden"
+    if name == OTHER:
+        if not asked or not (hub or "").strip():
+            return "A model on the Hugging Face hub: its files are downloaded once and stay on this computer.", shown, "", hidden
+        words, tight = _looked_up(services, str(hub), dtype)
+        return words, shown, "", "" if tight else hidden
+    model = next((each for each in _models(services) if each["name"] == name), None)
+    if model is None:
+        return "", hidden, hidden, hidden
+    if model.get("provenance") == "pretrained":
+        words, tight = _looked_up(services, str(name), dtype)
+        return words, hidden, "", "" if tight else hidden
+    size = _count(model.get("parameters"))
+    parts = [part for part in (model.get("family"), size and f"{size} parameters") if part]
+    words = [provenance_chip(model.get("provenance")), " ", " · ".join(parts)]
+    if model.get("description"):
+        words.append(html.P(model["description"], className="panel-words"))
+    return words, hidden, hidden, hidden
+
+
+def _looked_up(services: Services, name: str, dtype: str | None) -> tuple[Any, bool]:
+    """What opening a checkpoint would take, and whether memory is tight."""
+    try:
+        known = services.models.look_up(name, dtype or DTYPES[0][0])
+    except (ValueError, LookupError) as error:
+        return html.Div(str(error), className="form-message"), False
+    facts: list[Component] = [html.Dl([html.Div([html.Dt(term), html.Dd(words)]) for term, words in in_words(known)],
+                                      className="card-facts")]  # fmt: skip
+    if known["problem"]:
+        facts.append(html.Div(f"It cannot be opened: {known['problem']}", className="form-message"))
+    return facts, bool(known["tight"])
 
 
 def register(app: Dash, services: Services) -> None:
@@ -128,25 +195,34 @@ def register(app: Dash, services: Services) -> None:
         Output("form-message", "children"),
         Input("form-start", "n_clicks"),
         State("form-model", "value"),
+        State("form-hub", "value"),
+        State("form-dtype", "value"),
+        State("form-anyway", "checked"),
         State("form-text", "value"),
         prevent_initial_call=True,
         running=[(Output("form-start", "disabled"), True, False)],
     )
-    def start_run(clicks: int, name: str | None, text: str | None) -> tuple[Any, str]:
+    def start_run(
+        clicks: int, name: str | None, hub: str | None, dtype: str | None, anyway: bool, text: str | None
+    ) -> tuple[Any, str]:
         if not clicks:
             return no_update, ""
-        job, words = start(services, name, text)
+        job, words = start(services, hub if name == OTHER else name, text, dtype, bool(anyway))
         return (job if job else no_update), words
 
-    @app.callback(Output("form-about", "children"), Input("form-model", "value"))
-    def about(name: str | None) -> Any:
-        model = next((each for each in _models(services) if each["name"] == name), None)
-        if model is None:
-            return ""
-        size = _count(model.get("parameters"))
-        parts = [part for part in (model.get("family"), size and f"{size} parameters") if part]
-        words = [provenance_chip(model.get("provenance")), " ", " · ".join(parts)]
-        return [*words, html.P(model["description"], className="panel-words")] if model.get("description") else words
+    @app.callback(
+        Output("form-about", "children"),
+        Output("form-other", "className"),
+        Output("form-precision", "className"),
+        Output("form-tight", "className"),
+        Input("form-model", "value"),
+        Input("form-look", "n_clicks"),
+        Input("form-dtype", "value"),
+        State("form-hub", "value"),
+        running=[(Output("form-look", "loading"), True, False)],
+    )
+    def about(name: str | None, clicks: int | None, dtype: str | None, hub: str | None) -> tuple[Any, str, str, str]:
+        return about_model(services, name, hub, dtype, asked=bool(clicks))
 
     app.clientside_callback(
         ClientsideFunction("workbench", "text_size"),

@@ -58,25 +58,28 @@ def outlook(name: str | Path, *, dtype: str = "float32", cache_dir: Path | None 
     """What opening `name` would take.
 
     Args:
-        name: a folder in Hugging Face layout, a name under `$WORKBENCH_MODELS`, or a hub id. dtype: as for `models.load`, as a word.
+        name: a folder in Hugging Face layout or written by `models.save`, a name under `$WORKBENCH_MODELS`, or a hub id.
+        dtype: as for `models.load`, as a word.
 
     Raises:
         UnknownModel: neither. CheckpointError: a damaged folder, or a hub that cannot be asked. ValueError: an unknown dtype.
     """
+    return outlook_of(str(name), folder_called(str(name)), dtype=dtype, cache_dir=cache_dir)
+
+
+def outlook_of(name: str, folder: Path | None, *, dtype: str = "float32", cache_dir: Path | None = None) -> Outlook:
+    """The same for a folder that is known, or (None) for a hub id that no folder of this name must hide."""
     if dtype != "auto" and dtype not in BYTES:
         raise ValueError(f"dtype={dtype!r}. Expected 'auto' (as stored) or one of {', '.join(BYTES)}.")
-    folder = folder_called(str(name))
     if folder is None:
-        identity = hub_id(str(name))
+        identity = hub_id(name)
         if identity is None:
-            raise UnknownModel(f"{str(name)!r} is no folder with a config.json and no hub id such as 'owner/name'.")
+            raise UnknownModel(f"{name!r} is no folder with a config.json and no hub id such as 'owner/name'.")
         folder = cached(identity, cache_dir=cache_dir)
         if folder is None:
             return _on_the_hub(identity, dtype, cache_dir)
         return _of_folder(identity, "cache", folder, dtype)
-    if not is_published(folder):
-        raise UnknownModel(f"{folder} is not in Hugging Face layout: its config.json names no model_type.")
-    return _of_folder(str(name), "folder", folder, dtype)
+    return _of_folder(name, "folder", folder, dtype)
 
 
 def root() -> Path | None:
@@ -121,11 +124,15 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
     counts = {tensor: prod(shape) for tensor, (shape, _) in stored.items()}
     sizes = [counts[tensor] * STORED_BYTES.get(kind, 4) for tensor, (_, kind) in stored.items()]
     loaded = sum(sizes) if dtype == "auto" else BYTES[dtype] * sum(counts.values())
-    told = _converted(folder, list(stored))
+    record = read_json(folder / "config.json")
+    if is_published(folder):
+        told = _converted(folder, list(stored))
+    else:  # written by models.save
+        told = {"architecture": record.get("architecture"), "config": None, "problem": ""}
     return Outlook(
         name=name,
         place=place,
-        model_type=str(read_json(folder / "config.json")["model_type"]),
+        model_type=str(record.get("model_type") or record.get("architecture")),
         architecture=told["architecture"],
         problem=told["problem"],
         parameters=sum(counts.values()),

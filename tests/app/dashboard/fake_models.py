@@ -39,6 +39,9 @@ class FakeModels:
     def load(self, name: str) -> Any:
         raise ValueError(f"{name!r} is not a real model")
 
+    def look_up(self, name: str, dtype: str = "float32") -> dict[str, Any]:
+        raise ValueError(f"{name!r} is no hub id.")
+
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         self.describe(name)
         if "\x00" in text:
