@@ -36,6 +36,7 @@ class Encoder(LanguageModel):
     """
 
     config: EncoderConfig
+    predicts_next_token = False
 
     def _build(self, config: LanguageModelConfig, position: str | None) -> None:
         assert isinstance(config, EncoderConfig)

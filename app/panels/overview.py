@@ -119,7 +119,7 @@ class SurprisalText(StripPanel):
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
         if not scene.opened().has("loss"):
-            raise NothingToShow("No surprisal in this run", "It was made without predictions.")
+            raise NothingToShow("No surprisal in this run", "Its model reads the whole text at once (an encoder) and predicts no next token.")
         return np.asarray(scene.opened().array("loss"))
 
     def snippet_body(self, scene: Scene) -> str:

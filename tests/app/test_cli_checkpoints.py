@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.models.pretrained.reference import CASES, Case, write
+from tests.models.pretrained.test_encoders import CASES as ENCODERS
+from workbench.lab.runs import RunStore
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +34,16 @@ def test_what_a_checkpoint_is_before_it_is_opened(workbench: Callable, folder: P
 def test_trace_takes_a_folder(workbench: Callable, folder: Path, tmp_path: Path) -> None:
     record = json.loads(workbench("trace", str(folder), "a cat", "--out", str(tmp_path), "--json").out)
     assert record["tokens"] == 5 and record["layers"] == 3 and record["model"] == "small"
+
+
+def test_trace_of_an_encoder(workbench: Callable, tmp_path: Path) -> None:
+    """It predicts no next token, so its run has patterns, without surprisal."""
+    known = ENCODERS["bert"]
+    write(Case(known.model, {**known.settings, "vocab_size": 256}), tmp_path / "encoder")
+    record = json.loads(
+        workbench("trace", str(tmp_path / "encoder"), "a cat", "--out", str(tmp_path / "runs"), "--json").out
+    )
+    run = RunStore(tmp_path / "runs").open(record["id"])
+    assert not run.has("loss") and not run.has("next.ids") and run.layers[0]["pattern"]["causal"] is False
+    pattern = run.array("layer.0.pattern")
+    assert pattern.shape[1:] == (5, 5) and abs(pattern.sum(-1) - 1).max() < 1e-5 and pattern[:, 0, 1:].min() > 0

@@ -121,7 +121,9 @@ def trace_run(
             step(0.1 + 0.8 * number / len(chosen), f"storing layer {layer}")
             records.append(_add_layer(run, plans[layer], cache, length))
         step(0.92, "storing predictions")
-        _add_predictions(run, logits[0].float(), tokens[0])
+        run.add_array("tokens", tokens[0].cpu().numpy().astype(np.int32), axes=("pos",))
+        if getattr(model, "predicts_next_token", True):
+            _add_predictions(run, logits[0].float(), tokens[0])
         # one step of a model that repeats its blocks: the last pass is what the head reads
         norms = [cache[last_step(point)][0].norm(dim=-1) for point in stream]
         run.add_array("resid_norm", torch.stack(norms).cpu().numpy(), axes=("depth", "pos"))
@@ -238,7 +240,7 @@ def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str])
         pattern, kept = None, "none" if pattern is not None else "absent"
     main = main_point(points, "state", layer)
     states = [] if main is None else [main, *(p for p in points if p.role == "state" and p is not main)]
-    slots = plan_slots(model, tokens, states if dense else states[:1], length, STORED_STATE_NUMBERS)
+    slots = plan_slots(model, tokens, states, length, STORED_STATE_NUMBERS)
     rows = spread(length, STORED_ROWS) if kept == "rows" else None
     return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots)
 
@@ -343,7 +345,6 @@ def _add_predictions(run: RunWriter, logits: Tensor, tokens: Tensor) -> None:
     loss = np.full(len(tokens), np.nan, dtype=np.float32)
     loss[1:] = -log_probs[:-1].gather(1, tokens[1:, None])[:, 0].cpu().numpy()
     best = log_probs.topk(min(10, log_probs.shape[-1]), dim=-1)
-    run.add_array("tokens", tokens.cpu().numpy().astype(np.int32), axes=("pos",))
     run.add_array("loss", loss, axes=("pos",), unit="nats")
     run.add_array("next.log_probs", best.values.cpu().numpy(), axes=("pos", "rank"), unit="nats")
     run.add_array("next.ids", best.indices.cpu().numpy().astype(np.int32), axes=("pos", "rank"))
