@@ -55,6 +55,8 @@ _HOME = {
     "ConceptSynapses": "concepts_results",
     "concept_transfer": "concepts_transfer",
     "ConceptTransfer": "concepts_transfer",
+    "dictionary_features": "concepts_features",
+    "stored_features": "concepts_features",
     "causal_check": "concepts_causal",
     "marked_positions": "concepts_causal",
     "CausalCheck": "concepts_causal",

@@ -122,7 +122,7 @@ def probes(recording: Recording, task: Task, source_layers: Sequence[int], targe
 def best_features(
     functions: Mapping[str, Callable[[Sequence[object]], object]], sentences: Sequence[object], task: Task
 ) -> list[Rival]:
-    """Of each function's features (for instance a dictionary's), the one that separates the discovery sentences best.
+    """Of each function's features (`concepts_features.dictionary_features`, say), the one that separates the discovery sentences best.
 
     A function takes the list of all sentences, positive ones first, and returns [sentence] or [sentence, feature].
     Raises ValueError for another shape or for numbers that are not finite.

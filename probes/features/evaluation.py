@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.features.dictionaries import Dictionary
 from probes.features.interventions import reconstruct
 from workbench.instrument.html import table
+from workbench.lab.activation_store import pos_second
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def recovered(
     def ablate(x: Tensor, hook: Any) -> Tensor:
         out = x.clone()
         place = (slice(None), slice(skip, None)) if head is None else (slice(None), slice(skip, None), head)
-        out[place] = (
+        pos_second(out, hook)[place] = (
             constant if not isinstance(constant, Tensor) else (constant if head is None else constant[head]).to(x.dtype)
         )
         return out
@@ -173,11 +174,11 @@ def recovered(
 
 
 def _mean(model: Any, tokens: Tensor, point: str, skip: int, batch_size: int, hooks: Sequence[Any]) -> Tensor:
-    """Mean activation over sequences and positions: the hook point's axes after position."""
+    """Mean activation over sequences and positions: the hook point's other axes."""
     total, count = None, 0
     for start in range(0, len(tokens), batch_size):
         _, cache = model.run_with_cache(tokens[start : start + batch_size], names=point, hooks=list(hooks))
-        rows = cache[point][:, skip:].double()
+        rows = pos_second(cache[point], cache.point(point))[:, skip:].double()
         total = rows.sum((0, 1)) if total is None else total + rows.sum((0, 1))
         count += rows.shape[0] * rows.shape[1]
     assert total is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.features.dictionaries import Dictionary
 from workbench.instrument.interventions import Steer
+from workbench.lab.activation_store import pos_second
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 
@@ -75,21 +76,21 @@ def _check_one_site(dictionary: Dictionary) -> None:
 def _at_site(
     dictionary: Dictionary, head: int | None, skip: int, edit: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor, Any], Tensor]:
-    """A hook function that edits rows of width d_in: the axes after position, flattened, or those of one head."""
+    """A hook function that edits rows of width d_in: the axes beside batch and position, flattened, or those of one head."""
 
     def function(x: Tensor, hook: Any) -> Tensor:
-        part = x[:, skip:] if head is None else x[:, skip:, head]
+        def part_of(activation: Tensor) -> Tensor:
+            placed = pos_second(activation, hook)
+            return placed[:, skip:] if head is None else placed[:, skip:, head]
+
+        part = part_of(x)
         rows = part.flatten(2) if part.dim() > 3 else part
         if rows.shape[-1] != dictionary.d_in:
             raise ValueError(
                 f"{hook.name} has rows of {rows.shape[-1]} numbers here; the dictionary reads {dictionary.d_in}."
             )
-        edited = edit(rows).reshape(part.shape).to(x.dtype)
         out = x.clone()
-        if head is None:
-            out[:, skip:] = edited
-        else:
-            out[:, skip:, head] = edited
+        part_of(out)[...] = edit(rows).reshape(part.shape).to(x.dtype)
         return out
 
     return function

@@ -46,6 +46,15 @@ def test_rows_are_the_activations(model: models.LanguageModel, tokens: Tensor, t
     assert store.width(RESID) == 24 and "88 rows" in repr(store)
 
 
+def test_points_with_heads_before_positions_become_rows_of_tokens(tokens: Tensor, tmp_path: Path) -> None:
+    model, point = models.build("bdh"), "blocks.1.hook_y"  # batch head pos neuron
+    store = harvest(model, tokens, [point, Site(point, head=1)], tmp_path / "s", batch_size=4, dtype="float32")
+    y = model.run_with_cache(tokens, names=[point])[1][point]
+    rows = [torch.cat([y[b, 0, t], y[b, 1, t]]) for b in range(11) for t in range(1, 9)]
+    assert torch.allclose(store.rows(point), torch.stack(rows), atol=1e-6)
+    assert torch.allclose(store.rows(f"{point}:1"), torch.stack(rows)[:, y.shape[-1] :], atol=1e-6)
+
+
 def test_states_become_rows_at_some_positions(model: models.LanguageModel, tokens: Tensor, tmp_path: Path) -> None:
     store = harvest(
         model, tokens, [Site(STATE, head=1, every=3)], tmp_path / "s", batch_size=5, skip=2, dtype="float32"

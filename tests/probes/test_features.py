@@ -367,6 +367,30 @@ def test_ablating_and_clamping_change_exactly_the_features_part(model: Any, toke
         model.run_with_hooks(tokens, hooks=[reconstruct(dictionary, "blocks.1.mlp.hook_post")])
 
 
+@pytest.mark.parametrize("head", [None, 1])
+def test_sites_with_heads_before_positions(tokens: Tensor, head: int | None) -> None:
+    """BDH's y is [batch, head, pos, neuron]: a dictionary reads a token's neurons, never a neuron's tokens."""
+    model, point = models.build("bdh"), "blocks.1.hook_y"
+    y = model.run_with_cache(tokens, names=[point])[1][point]
+    width = y.shape[-1] * (y.shape[1] if head is None else 1)
+    dictionary = build_dictionary(Standard(7), width)
+    after = model.run_with_cache(
+        tokens, names=[point], hooks=[ablate_features(dictionary, point, [2], head=head, skip=1)]
+    )[1][point]
+    expected = y.clone()
+    for b in range(y.shape[0]):
+        for t in range(1, y.shape[2]):
+            row = y[b, :, t].flatten() if head is None else y[b, head, t]
+            row = row - dictionary.encode(row)[2] * dictionary.directions[2]
+            if head is None:
+                expected[b, :, t] = row.view(y.shape[1], -1)
+            else:
+                expected[b, head, t] = row
+    assert torch.allclose(after, expected, atol=1e-5) and not torch.allclose(after, y, atol=1e-3)
+    kept = recovered(model, tokens, point, identity(width), head=head)
+    assert kept.ce_score == pytest.approx(1, abs=1e-4) and kept.kl_ablated > 1e-9
+
+
 def test_states_have_features_too(tokens: Tensor, tmp_path: Path) -> None:
     """A dictionary of one head's recurrent state: trained, measured, and used to edit the state with the edit propagating."""
     model = models.build("retnet")

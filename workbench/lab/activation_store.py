@@ -124,6 +124,28 @@ def harvest(
     return ActivationStore(folder)
 
 
+def site_activations(cache: Any, site: Site) -> Tensor:
+    """A site's numbers from `run_with_cache(…, positions=…)`: [batch, pos, width], the axes but those two flattened.
+
+    Raises:
+        ActivationStoreError: the site has no such head.
+    """
+    point = cache.point(site.point)
+    tensor = pos_second(cache[site.point], point)
+    if site.head is not None:
+        axes = ["pos", *(axis for axis in point.axes if axis not in ("batch", "pos"))]
+        place = axes.index("head") + 1
+        if not 0 <= site.head < tensor.shape[place]:
+            raise ActivationStoreError(f"{site.point!r} has heads 0..{tensor.shape[place] - 1}, not {site.head}")
+        tensor = tensor.select(place, site.head)
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor[..., None]
+
+
+def pos_second(x: Tensor, point: Any) -> Tensor:
+    """A view of a hook point's activation with its position axis after the batch; states at several positions are cached so already."""
+    return x.movedim(point.axes.index("pos"), 1) if "pos" in point.axes else x
+
+
 def sequences_of(text: bytes | Tensor, length: int, limit: int | None = None) -> Tensor:
     """A text cut into sequences of `length` tokens one after the other: int64 [sequence, pos]; a shorter rest is left out.
 
@@ -315,9 +337,9 @@ def _check(model: Any, tokens: Tensor, sites: Sequence[Site], batch_size: int, s
     for site in sites:
         _, selected = model.hook_points.resolve(site.point)[0]
         axes = selected[0].point.axes
-        if len(selected) != 1 or axes[0] != "batch" or not (selected[0].point.per_position or "pos" in axes[:2]):
+        if len(selected) != 1 or axes[0] != "batch" or not (selected[0].point.per_position or "pos" in axes):
             raise ActivationStoreError(
-                f"{site.point!r} has the axes {' '.join(axes)}; a site needs one hook point with a row for every position (batch pos …)"
+                f"{site.point!r} has the axes {' '.join(axes)}; a site needs one hook point with a row for every position"
             )
         if site.head is not None and "head" not in axes:
             raise ActivationStoreError(
@@ -351,14 +373,7 @@ def _rows(
         )
     rows: dict[str, Tensor] = {}
     for site in sites:
-        tensor = cache[site.point]
-        if site.head is not None:
-            axes = [axis for axis in cache.point(site.point).axes if axis != "pos"]
-            place = axes.index("head") + 1  # cached as batch, position, then the others
-            if not 0 <= site.head < tensor.shape[place]:
-                raise ActivationStoreError(f"{site.point!r} has heads 0..{tensor.shape[place] - 1}, not {site.head}")
-            tensor = tensor.select(place, site.head)
-        flat = tensor.flatten(2).flatten(0, 1) if tensor.ndim > 2 else tensor.flatten()[:, None]
+        flat = site_activations(cache, site).flatten(0, 1)
         stored = flat.to(dtype)
         if not bool(stored.isfinite().all()):
             top = float(flat.abs().max())
