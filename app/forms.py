@@ -38,6 +38,11 @@ def text_area(id: str, label: str, value: str, rows: int = 3) -> Component:
     )
 
 
+def text_input(id: str, label: str, value: str, placeholder: str = "") -> Component:
+    """A short text."""
+    return dmc.TextInput(id=id, label=label, value=value, placeholder=placeholder, spellCheck=False, size="sm")
+
+
 def select(id: str, label: str, choices: Sequence[tuple[str, str]], value: str) -> Component:
     """One of some (value, words)."""
     return dmc.Select(id=id, label=label, data=[{"value": v, "label": words} for v, words in choices], value=value,
@@ -91,9 +96,15 @@ def register_form(app: Dash, name: str, fields: Sequence[str], start: Callable[.
         return (job if job else no_update), words
 
 
-def earlier_results(services: Services, scene: Scene, kind: str) -> list[Component]:
-    """Links to the results of a kind, newest first; nothing when there are none."""
-    entries = services.store.list(kind=kind)[:MOST_LISTED]
+def earlier_results(services: Services, scene: Scene, kind: str, *, of_run: bool = False) -> list[Component]:
+    """Links to the results of a kind, newest first; nothing when there are none. `of_run`: only those measured on the open run."""
+    entries = services.store.list(kind=kind)
+    if of_run:
+        open_run = scene.run.id if scene.run is not None else None
+        entries = [
+            entry for entry in entries if services.open_run(entry.id).manifest["settings"].get("run") == open_run
+        ]
+    entries = entries[:MOST_LISTED]
     if not entries:
         return []
     shown = measured(scene, kind)

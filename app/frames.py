@@ -122,13 +122,13 @@ def _tools(panel: Panel) -> list[Component]:
 
 
 def _graph_style(panel: Panel, scene: Scene) -> dict[str, str]:
-    aspect = None
+    aspect, high = None, panel.height
     if scene.run is not None:
         try:
-            aspect = panel.aspect(scene)
+            aspect, high = panel.aspect(scene), panel.pixels_high(scene)
         except READABLE_ERRORS:
             aspect = None  # there is nothing to draw; the panel says so when it tries
-    style = {"height": f"{panel.height}px"}
+    style = {"height": f"{high}px"}
     if aspect is not None:
         style = {"aspectRatio": f"{aspect:.3f}", "maxHeight": f"min({panel.height}px, 82vh)", "minHeight": "150px", "width": "100%"}
     if isinstance(panel, Diagram) and scene.layers:

@@ -88,7 +88,8 @@ def _no_run(scene: Scene) -> Component:
 def control_values(view: ViewState, n_tokens: int) -> dict[str, str | int]:
     """What each control shows for a view, by URL key."""
     values: dict[str, str | int] = {
-        KEY_OF[name]: str(getattr(view, name)) for name in ("run", "layer", "head", "pooling", "scale", "sort")
+        KEY_OF[name]: str(getattr(view, name))
+        for name in ("run", "layer", "head", "pooling", "scale", "sort", "lens", "lens_colour", "run_b", "head_b", "head_score")
     }
     if n_tokens:
         values[KEY_OF["position"]] = view.state_position(n_tokens)

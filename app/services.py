@@ -88,7 +88,8 @@ class Scene:
 
     `problem` says why there is no run, in words. `pixels` is the largest side of a picture: never more than the screen shows,
     since a browser that shrinks a picture drops single cells. `result` is the run that the address names as its result, such as
-    the measurement that a page shows beside the run; `result_problem` says why it is not there.
+    the measurement that a page shows beside the run; `result_problem` says why it is not there. `other` is the run that the address
+    compares the open one with, `other_problem` likewise.
     """
 
     view: ViewState
@@ -99,6 +100,8 @@ class Scene:
     pixels: int = 512
     result: Run | None = None
     result_problem: str = ""
+    other: Run | None = None
+    other_problem: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -177,12 +180,20 @@ class Services:
     def scene(self, view: ViewState, pixels: int = 512) -> Scene:
         """What a view points at. A view without a run means the newest one; the view comes back fitted to the run."""
         scene = self._scene_of_run(view, pixels)
-        if not view.result:
-            return scene
+        if view.result:
+            result, problem = self._named(view.result)
+            scene = replace(scene, result=result, result_problem=problem)
+        if view.run_b:
+            other, problem = self._named(view.run_b)
+            scene = replace(scene, other=other, other_problem=problem)
+        return scene
+
+    def _named(self, run_id: str) -> tuple[Run | None, str]:
+        """The run of an id, or None and why it is not there."""
         try:
-            return replace(scene, result=self.open_run(view.result))
+            return self.open_run(run_id), ""
         except RunError as error:
-            return replace(scene, result_problem=str(error).split(" Known:")[0])
+            return None, str(error).split(" Known:")[0]
 
     def _scene_of_run(self, view: ViewState, pixels: int) -> Scene:
         run_id = view.run

@@ -18,9 +18,21 @@ RUN_ID = re.compile(r"[a-z0-9-]{1,64}")
 POOLINGS = {"max": "largest magnitude, sign kept", "mean": "mean", "sum": "sum"}
 SCALES = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of the row's largest"}
 SORTS = {"index": "neuron number", "total": "total activity", "first": "first time active", "peak": "largest activity"}
+LENSES = {"logit": "logit lens", "tuned": "tuned lens"}
+LENS_COLOURS = {
+    "top": "probability of the best", "target": "probability of the target", "rank": "rank of the target", "entropy": "entropy",
+    "divergence": "KL(final ‖ lens)",
+}  # fmt: skip
+MATCHES = {"index": "the same number", "pattern": "most alike"}
+HEAD_SCORES = {
+    "distance": "mean distance", "entropy": "entropy of a row", "first": "weight on the first token", "previous": "weight on the previous",
+    "itself": "weight on itself",
+}  # fmt: skip
 MAX_TRACKED = 8
 MAX_SYNAPSES = 6
 _LARGEST = 10**7
+
+_SPANS = ("rows", "columns", "state_rows", "state_columns", "shared_rows", "shared_columns")
 
 Span = tuple[int, int]
 Entry = tuple[int, int]
@@ -34,6 +46,11 @@ class ViewState:
 
     `rows` and `columns` are the tokens that the pattern map shows; `state_rows` and `state_columns` are the part of the
     state that its picture shows.
+    `run_b` is the run that the open one is compared with, `head_b` how its head is found (a key of `MATCHES`, or "layer.head"),
+    `shared_rows` and `shared_columns` the part of the text of both that is shown. `depth` counts layers that the residual stream
+    has passed, `lens` reads it there.
+    `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
+    ("row.head"); `feature` is a feature of a dictionary.
     `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
     ("row.head"); `feature` is a feature of a dictionary.
     """
@@ -57,6 +74,14 @@ class ViewState:
     synapses: tuple[SynapseAddress, ...] = field(default=(), metadata={"key": "syn"})
     study: str = field(default="", metadata={"key": "study"})
     result: str = field(default="", metadata={"key": "result"})
+    depth: int | None = field(default=None, metadata={"key": "depth"})
+    lens: str = field(default="tuned", metadata={"key": "lens"})
+    lens_colour: str = field(default="top", metadata={"key": "lc"})
+    run_b: str = field(default="", metadata={"key": "b"})
+    head_b: str = field(default="index", metadata={"key": "hb"})
+    head_score: str = field(default="distance", metadata={"key": "hs"})
+    shared_rows: Span | None = field(default=None, metadata={"key": "urows"})
+    shared_columns: Span | None = field(default=None, metadata={"key": "ucols"})
     score: str = field(default="", metadata={"key": "score"})
     against: str = field(default="", metadata={"key": "vs"})
     measured_head: str = field(default="", metadata={"key": "mh"})
@@ -86,7 +111,7 @@ class ViewState:
         """The view that `as_dict` described, after a trip through JSON; unknown names are ignored."""
         known = {each.name for each in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
-        for name in ("rows", "columns", "state_rows", "state_columns"):
+        for name in _SPANS:
             kept[name] = tuple(kept[name]) if kept.get(name) else None
         kept["tracked"] = tuple((int(row), int(column)) for row, column in kept.get("tracked") or ())
         kept["synapses"] = tuple(_synapse(each) for each in kept.get("synapses") or ())
@@ -208,6 +233,18 @@ def _read_measured_head(text: str) -> str | None:
     return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
 
 
+def _read_head(text: str) -> str | None:
+    return text if text in MATCHES or re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
+
+
+def _read_score(text: str) -> str | None:
+    return text if re.fullmatch(r"[a-z][a-z0-9_]{0,31}\.[a-z][a-z0-9_]{0,31}", text) else None
+
+
+def _read_measured_head(text: str) -> str | None:
+    return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
+
+
 def _read_study(text: str) -> str | None:
     return text if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text) else None
 
@@ -219,6 +256,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
     "synapses": _read_synapses,
     "study": _read_study, "result": _read_run,
+    "depth": _read_count, "lens": _read_choice(LENSES), "lens_colour": _read_choice(LENS_COLOURS),
+    "run_b": _read_run, "head_b": _read_head, "head_score": _read_choice(HEAD_SCORES),
+    "shared_rows": _read_span, "shared_columns": _read_span,
     "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
 }  # fmt: skip
 

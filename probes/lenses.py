@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.objectives import divergence
+from probes.objectives import divergence, token_ids
 from workbench.instrument.errors import suggestion
 from workbench.instrument.selection import Select
 
-MEASURES = ("divergence", "agreement", "entropy", "loss")
+MEASURES = ("divergence", "agreement", "entropy", "loss", "rank")
 Translate = Callable[[int, Tensor], Tensor]
 
 
@@ -33,7 +33,8 @@ class LensReading:
     Args:
         depths: names of the depths: "embedding", then "layer l" (with steps, "layer l, step k"); the last one is the model's output.
         divergence: KL(final ‖ lens) in nats. agreement: 1 where both have the same most likely token, else 0. entropy: of the lens, nats.
-        loss: −log p of the next token in nats; nan at the last position, after which nothing is known.
+        loss: −log p of the target in nats; the target is the next token (nan at the last position, after which nothing is known) unless
+            another was asked for. rank: how many tokens are more likely than the target, 0 if none is.
         top_ids, top_log_probs: the most likely tokens, [depth, batch, pos, rank].
     """
 
@@ -42,6 +43,7 @@ class LensReading:
     agreement: Tensor
     entropy: Tensor
     loss: Tensor
+    rank: Tensor
     top_ids: Tensor
     top_log_probs: Tensor
 
@@ -80,6 +82,7 @@ def logit_lens(
     batch_size: int = 16,
     hooks: Any = (),
     translate: Translate | None = None,
+    target: int | None = None,
 ) -> LensReading:
     """Read the residual stream at every depth through the model's own final norm and unembedding.
 
@@ -87,19 +90,22 @@ def logit_lens(
         tokens: ids [batch, pos] or text. mask: True at real tokens, [batch, pos]. top: how many likely tokens to keep.
         batch_size: sequences per run (memory, not results). hooks: attached to the runs, so that an edited model is read.
         translate: what is done to the stream first, `translate(depth, h) -> h`; a tuned lens gives its own.
+        target: the token whose loss and rank are read everywhere (None: each position's next token).
 
     Raises:
-        ValueError: `top` beyond the vocabulary.
+        ValueError: `top` or `target` beyond the vocabulary.
     """
     tokens = model.to_tokens(tokens)
     if not 1 <= top <= model.vocab_size:
         raise ValueError(f"top is {top}; expected 1..{model.vocab_size}, the size of the vocabulary.")
+    if target is not None:
+        token_ids(target, 1, model.vocab_size, "target")
     parts = []
     for start in range(0, len(tokens), batch_size):
         some = slice(start, start + batch_size)
         padding = None if mask is None else mask[some]
         final, streams = residual_streams(model, tokens[some], mask=padding, hooks=hooks)
-        parts.append(_read(model, tokens[some], final, list(streams.values()), padding, top, translate))
+        parts.append(_read(model, tokens[some], final, list(streams.values()), padding, top, translate, target))
     return LensReading(
         depth_names(list(streams)), *(torch.cat([part[i] for part in parts], 1) for i in range(len(parts[0])))
     )
@@ -129,12 +135,16 @@ def _read(
     mask: Tensor | None,
     top: int,
     translate: Translate | None,
+    target: int | None,
 ) -> tuple[Tensor, ...]:
     """The fields of `LensReading` after `depths`, in order; one depth's logits at a time are held."""
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(tokens.device, torch.bool)
-    followed = real & torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
-    following = tokens.roll(-1, 1)[..., None]
-    kept: list[list[Tensor]] = [[] for _ in range(6)]
+    if target is None:
+        asked = real & torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
+        targets = tokens.roll(-1, 1)[..., None]
+    else:
+        asked, targets = real, torch.full_like(tokens, target)[..., None]
+    kept: list[list[Tensor]] = [[] for _ in range(7)]
     for depth in range(len(streams) + 1):
         if depth == len(streams):
             logits = final  # not from the stream: some architectures normalise it once more on its way out
@@ -142,14 +152,16 @@ def _read(
             logits = model.unembed_residual(translate(depth, streams[depth]) if translate else streams[depth])
         log_probs = logits.log_softmax(-1)
         best = log_probs.topk(top, dim=-1)
+        of_target = log_probs.gather(-1, targets)
         measures = (
             divergence(final, log_probs),
             (log_probs.argmax(-1) == final.log_softmax(-1).argmax(-1)).to(final),
             -(log_probs.exp() * log_probs).sum(-1),
-            (-log_probs.gather(-1, following)[..., 0]).masked_fill(~followed, float("nan")),
+            (-of_target[..., 0]).masked_fill(~asked, float("nan")),
+            (log_probs > of_target).sum(-1).to(final).masked_fill(~asked, float("nan")),
         )
         for values, measure in zip(kept, measures, strict=False):
             values.append(measure.masked_fill(~real, float("nan")))
-        kept[4].append(best.indices)
-        kept[5].append(best.values)
+        kept[5].append(best.indices)
+        kept[6].append(best.values)
     return tuple(torch.stack(values) for values in kept)

@@ -3,7 +3,8 @@
 window.workbench = (function () {
   "use strict";
   const facts = { run: "", tokens: [], heads: [] };
-  const PER_RUN = ["q", "k", "rows", "cols", "srows", "scols", "t", "t2", "track", "syn"];
+  const PER_RUN = ["q", "k", "rows", "cols", "srows", "scols", "t", "t2", "track", "syn", "depth", "urows", "ucols"];
+  const PER_PAIR = ["urows", "ucols"];
   const PER_LAYER = ["srows", "scols", "track"];
 
   const params = () => new URLSearchParams(location.search);
@@ -25,6 +26,7 @@ window.workbench = (function () {
     if (facts.run && !next.get("run")) next.set("run", facts.run);
     if ("run" in changes && changes.run !== next.get("run")) PER_RUN.forEach((key) => next.delete(key));
     if ("layer" in changes && String(changes.layer) !== (next.get("layer") || "0")) PER_LAYER.forEach((key) => next.delete(key));
+    if ("b" in changes && changes.b !== next.get("b")) PER_PAIR.forEach((key) => next.delete(key));
     for (const [key, value] of Object.entries(changes)) {
       if (value === null || value === undefined || value === "") next.delete(key);
       else next.set(key, String(value));

@@ -8,8 +8,19 @@
   // ---- marks ---------------------------------------------------------------------------------------------------------
 
   // The cell of an axis that a token stands for, as [start, stop] in axis coordinates. Pictures draw cell i from i to i + 1,
-  // lines draw token i at i.
-  const cell = (axis, index) => [index + (axis.origin || 0), index + 1 + (axis.origin || 0)];
+  // lines draw token i at i. An axis with `tokens` counts something else than tokens: cell i begins with the token tokens[i] of the
+  // open run, or with one that only the other run has, which has a negative number of its own.
+  const cell = (axis, index) => {
+    const place = axis.tokens ? placeOf(axis.tokens, index) : index;
+    return [place + (axis.origin || 0), place + 1 + (axis.origin || 0)];
+  };
+  function placeOf(tokens, index) {
+    if (index < 0) return tokens.indexOf(index);
+    let place = -1;
+    tokens.forEach((first, at) => { if (first >= 0 && first <= index) place = at; });
+    return place;
+  }
+  const tokenAt = (axis, place) => (axis.tokens ? axis.tokens[place] ?? null : place);
 
   const THINNEST = 2; // pixels: in a long text one token is thinner than a pixel, and its mark must still be seen
 
@@ -38,7 +49,7 @@
     const meta = metaOf(gd);
     if (!meta.x || !gd._fullLayout || !gd._fullLayout.xaxis || !gd._fullLayout.xaxis.l2p) return;
     const hovered = workbench.hovered();
-    const pins = { query: workbench.query(), key: workbench.number("k"), position: workbench.position() };
+    const pins = { query: workbench.query(), key: workbench.number("k"), position: workbench.position(), depth: workbench.number("depth") };
     if (meta.click === "tile") {
       place(gd, "mark-tile", cell(meta.x, workbench.number("head") || 0), cell(meta.y, workbench.number("layer") || 0));
       return;
@@ -46,8 +57,8 @@
     for (const [side, axis] of [["x", meta.x], ["y", meta.y || {}]]) {
       const span = (index) => (side === "x" ? [cell(axis, index), null] : [null, cell(axis, index)]);
       const role = axis.role === "token" ? "query" : axis.role;
-      const over = axis.role === "key" ? hovered.key : hovered.query;
-      if (!["query", "key", "position"].includes(role)) continue;
+      const over = axis.role === "key" ? hovered.key : axis.role === "depth" ? null : hovered.query;
+      if (!["query", "key", "position", "depth"].includes(role)) continue;
       if (over !== null) place(gd, "mark-hover", ...span(over));
       if (pins[role] !== null && pins[role] !== undefined) place(gd, role === "key" ? "mark-key" : "mark-pin", ...span(pins[role]));
     }
@@ -71,8 +82,8 @@
   function hoverTokens(meta, at) {
     const next = { query: null, key: null };
     for (const side of ["x", "y"]) {
-      const role = (meta[side] || {}).role, index = at[side];
-      if (index === null || index < 0) continue;
+      const role = (meta[side] || {}).role, index = at[side] === null || at[side] < 0 ? null : tokenAt(meta[side] || {}, at[side]);
+      if (index === null) continue;
       if (role === "query" || role === "key") next[role] = index;
       if (role === "token" || role === "position") next.query = next.key = index;
     }
@@ -157,11 +168,11 @@
         const start = Math.max(0, Math.min(Math.floor(ends[0]), size - 1));
         return `${start}-${Math.max(start + 1, Math.min(Math.ceil(ends[1]), size))}`;
       };
-      workbench.change({ [meta.zoom.x]: span("xaxis"), [meta.zoom.y]: span("yaxis") });
+      workbench.change({ [meta.zoom.x]: span("xaxis"), ...(meta.zoom.y ? { [meta.zoom.y]: span("yaxis") } : {}) });
     });
     gd.on("plotly_doubleclick", () => {
       const zoom = metaOf(gd).zoom;
-      if (zoom) workbench.change({ [zoom.x]: null, [zoom.y]: null });
+      if (zoom) workbench.change({ [zoom.x]: null, ...(zoom.y ? { [zoom.y]: null } : {}) });
     });
     gd.on("plotly_afterplot", () => markFigure(gd));
     gd.addEventListener("mouseleave", () => { workbench.hover({ query: null, key: null }); hideReadout(); });
@@ -171,10 +182,17 @@
   const addressOfView = (meta) => (meta.view ? meta.view : location.search.slice(1));
 
   function clicked(meta, at) {
-    if (meta.click === "pattern") workbench.change({ q: at.y, k: at.x, t: null });
+    if (meta.click === "pattern") {
+      const [q, k] = [tokenAt(meta.y, at.y), tokenAt(meta.x, at.x)];
+      if (q >= 0 && k >= 0) workbench.change({ q, k, t: null });
+    }
+    if (meta.click === "depth") workbench.change({ q: at.x, depth: at.y, t: null });
+    // What a cell sets: the changes of its column and of its row.
+    if (meta.click === "choose") workbench.change({ ...(meta.choices.x || [])[at.x], ...(meta.choices.y || [])[at.y] });
     if (meta.click === "tile") workbench.change({ head: at.x || null, layer: at.y || null });
     if (meta.click === "token") workbench.change({ q: at.x, t: null });
     if (meta.click === "position") workbench.change({ t: at.x });
+    if (meta.click === "after") workbench.change({ t: at.y });
     if (meta.click === "layer" && meta.layers[at.x] !== null) workbench.change({ layer: meta.layers[at.x] || null });
     if (meta.click === "track") toggleTracked(`${at.y}.${at.x}`);
   }

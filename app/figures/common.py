@@ -5,8 +5,11 @@ and knows what a click means:
 
     x, y     {role, origin, size}: role is "query", "key", "token", "position" or another word without a link; index i
              of the axis covers [i + origin, i + origin + 1); size is the number of indices
-    click    "pattern" | "tile" | "token" | "position" | "track", or absent
-    zoom     {x, y}: the view keys that a dragged rectangle sets, or absent
+             of the axis covers [i + origin, i + origin + 1); size is the number of indices; tokens, if there, has for each index
+             the first token of the open run there, or a negative number where only the other run has one
+    click    "pattern" | "tile" | "token" | "position" | "track" | "depth" | "choose", or absent; "choose" sets what
+             choices {x: [changes], y: [changes]} has for the column and the row
+    zoom     {x, y}: the view keys that a dragged rectangle sets (y may be absent), or absent
     panel    the panel that draws the figure; value is true when the exact value under the pointer can be asked for
 """
 

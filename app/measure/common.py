@@ -8,6 +8,7 @@ from typing import Any
 from app.services import LARGEST_PROMPT, Services
 from workbench.instrument.errors import suggestion
 from workbench.lab.jobs import Job, JobError
+from workbench.lab.runs import Run
 
 LONGEST_TEXT = 4_000
 """Tokens of a text that synapses are searched in."""
@@ -60,6 +61,29 @@ def checked_choice(value: Any, name: str, known: Sequence[str]) -> str:
     if value not in known:
         raise FormError(f"{name} is {value!r}.{suggestion(str(value), known)} Expected one of {', '.join(known)}.")
     return str(value)
+
+
+def repeatable(services: Services, run: Run) -> Run:
+    """The run, if its model can read its text again: one of the catalogue, unchanged. FormError for any other."""
+    if run.manifest.get("interventions"):
+        raise FormError(
+            "This run was changed by interventions; what is measured here runs the model as it is. Open an unchanged run."
+        )
+    name = run.model.get("name")
+    if name not in {model["name"] for model in services.models.list_models()}:
+        raise FormError(f"The run's model {name!r} is not in the catalogue, so it cannot be run again here.")
+    return run
+
+
+def model_of(services: Services, run: Run) -> Any:
+    """The model that made a run, loaded. ValueError if the catalogue has other weights under its name by now."""
+    model = services.models.load(str(run.model["name"]))
+    made_by = run.model.get("weights_sha256")
+    if made_by is not None and made_by != model.weights_sha256():
+        raise ValueError(
+            f"{run.model['name']!r} has other weights than when this run was made, so it would give other numbers. Make a new run of it."
+        )
+    return model
 
 
 def try_to_start(start: Callable[[], Job]) -> tuple[str | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.measure.common import FormError, checked_choice, checked_number, model_record
+from app.measure.common import FormError, checked_choice, checked_number, model_record, repeatable
 from app.services import Scene, Services
 from app.view_state import SynapseAddress
 from workbench.lab.jobs import Job
@@ -52,17 +52,10 @@ def start_search(
 def searchable(services: Services, scene: Scene) -> tuple[Run, int]:
     """The open run of an unchanged BDH of the catalogue, and its pinned (else last) token. FormError for any other."""
     try:
-        run = scene.opened()
-        RunSynapses(run)
+        RunSynapses(scene.opened())
     except (RunError, ValueError) as error:
         raise FormError(f"{str(error)[:1].upper()}{str(error)[1:]}. Open a run of a BDH above.") from None
-    if run.manifest.get("interventions"):
-        raise FormError(
-            "This run was changed by interventions; the search runs the model as it is. Open an unchanged run."
-        )
-    name = run.model.get("name")
-    if name not in {model["name"] for model in services.models.list_models()}:
-        raise FormError(f"The run's model {name!r} is not in the catalogue, so it cannot be run again here.")
+    run = repeatable(services, scene.opened())
     return run, scene.query
 
 

@@ -75,6 +75,10 @@ class Panel:
         """Width : height that the figure keeps, up to its `height`; None for a figure of fixed height."""
         return None
 
+    def pixels_high(self, scene: Scene) -> int:
+        """Height of a figure without an `aspect`."""
+        return self.height
+
     def snippet_body(self, scene: Scene) -> str:
         """Python that sets `values`, given `run` (and `factors` where it is named)."""
         raise NotImplementedError
