@@ -43,9 +43,14 @@ def config_from_json(kind: type[T], record: Mapping[str, Any]) -> T:
 
 
 def _mlp_from_json(owner: type, value: Any) -> Any:
-    from models.parts.channel_mixers import MLPConfig
+    from models.parts.channel_mixers import channel_mixer_configs
 
-    return config_from_json(MLPConfig, value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    known, kind = channel_mixer_configs(), str(value.get("kind", "mlp"))
+    if kind not in known:
+        raise ValueError(f"Unknown channel mixer kind {kind!r}.{suggestion(kind, known)} Known: {', '.join(known)}.")
+    return config_from_json(known[kind], value)
 
 
 def _part_from_json(owner: type, value: Any) -> Any:

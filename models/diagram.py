@@ -28,9 +28,8 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
             label, detail = _mixer_words(record, getattr(config.mixers[layer], "position", None))
             parts.append(_part(record["kind"], label, detail, layer))
             if mlp is not None:
-                gate = "gated " if mlp.gated else ""
                 beside = ", parallel" if config.parallel else ""
-                parts.append(_part("mlp", "MLP", f"{gate}{mlp.activation.split('_')[0]} {mlp.d_mlp}{beside}", layer))
+                parts.append(_part("mlp", "MLP", mlp.words + beside, layer))
         if config.loops > 1:
             parts.append(_part("loop", "Loop", f"×{config.loops}, shared weights", None))
         if config.wiring is not None:

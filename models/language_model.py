@@ -16,7 +16,7 @@ from models.attention.site import Attention, AttentionConfig
 from models.context import Context
 from models.decoder import Decoder, default_tokenizer
 from models.mixers import MixerConfig, build_mixer
-from models.parts.channel_mixers import MLP, MLPConfig
+from models.parts.channel_mixers import build_channel_mixer
 from models.parts.norms import Norm
 from models.parts.positions import PositionEmbedding
 from models.wiring import build_wiring
@@ -24,6 +24,7 @@ from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import Mixer
 
+ChannelMixerConfig = Any  # `MLPConfig`, or another registered one
 PLACEMENTS = ("before", "both", "after")
 
 
@@ -47,7 +48,7 @@ class LanguageModelConfig:
     vocab_size: int = 256
     n_ctx: int | None = None
     mixer: MixerConfig | tuple[MixerConfig, ...] = field(default_factory=lambda: AttentionConfig(n_heads=4))
-    mlp: MLPConfig | tuple[MLPConfig | None, ...] | None = None
+    mlp: ChannelMixerConfig | tuple[ChannelMixerConfig | None, ...] | None = None
     norm: str = "layer"
     norm_eps: float = 1e-5
     norm_placement: str = "before"
@@ -79,7 +80,7 @@ class LanguageModelConfig:
         return _per_layer("mixer", self.mixer, self.n_layers)
 
     @property
-    def mlps(self) -> list[MLPConfig | None]:
+    def mlps(self) -> list[ChannelMixerConfig | None]:
         """The channel mixer of each layer."""
         return _per_layer("mlp", self.mlp, self.n_layers)
 
@@ -189,7 +190,7 @@ class Block(nn.Module):
             self.hook_mlp_in = HookPoint("mlp_input", "batch pos d_model", on_demand=True, flag="use_hook_mlp_in")
             self.ln2 = Norm(config.norm, config.d_model, config.norm_eps)
             self.ln2_post = Norm(config.norm, config.d_model, config.norm_eps) if norm_both else None
-            self.mlp = MLP(mlp, config.d_model)
+            self.mlp = build_channel_mixer(mlp, config.d_model)
             self.hook_mlp_out = HookPoint("mlp_out", "batch pos d_model")
         self.has_mlp = mlp is not None
         self.hook_resid_post = HookPoint("resid_post", "batch pos d_model")

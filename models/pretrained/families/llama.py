@@ -9,6 +9,8 @@ from models.parts.channel_mixers import MLPConfig
 from models.pretrained.family import Conversion, Fields, register_family
 from models.pretrained.rope import rope
 
+GATED_MLP = (("gate", "gate_proj"), ("inward", "up_proj"), ("outward", "down_proj"))  # our names and theirs
+
 
 @register_family("llama", "mistral", "qwen2", "qwen3")
 def llama(fields: Fields) -> Conversion:
@@ -77,5 +79,10 @@ def llama_names(conversion: Conversion, layers: int, norm_plus: float = 0.0) -> 
             conversion.linear(f"{own}.attn.{part}", f"{theirs}.self_attn.{name}")
         conversion.norm(f"{own}.attn.qk_norm.query", f"{theirs}.self_attn.q_norm", norm_plus)
         conversion.norm(f"{own}.attn.qk_norm.key", f"{theirs}.self_attn.k_norm", norm_plus)
-        for part, name in (("gate", "gate_proj"), ("inward", "up_proj"), ("outward", "down_proj")):
-            conversion.linear(f"{own}.mlp.{part}", f"{theirs}.mlp.{name}")
+        gated_mlp_names(conversion, f"{own}.mlp", f"{theirs}.mlp")
+
+
+def gated_mlp_names(conversion: Conversion, own: str, theirs: str) -> None:
+    """The three maps of a gated MLP."""
+    for part, name in GATED_MLP:
+        conversion.linear(f"{own}.{part}", f"{theirs}.{name}")

@@ -8,7 +8,7 @@ import torch
 
 import models
 from tests.models.pretrained import test_encoders
-from tests.models.pretrained.reference import CASES, LAYERS, NEW, Case, Pair, all_double, batch, largest, pair
+from tests.models.pretrained.reference import CASES, LAYERS, NEW, Case, Pair, batch, largest, pair
 
 PAGE = Path(__file__).parents[3] / "docs" / "pretrained.md"
 HEADER = """# Published checkpoints
@@ -48,8 +48,7 @@ def measured(both: Pair) -> dict[str, str]:
     case, found = both.case, {"logits": 0.0, "streams": 0.0, "patterns": 0.0, "states": 0.0}
     for side in (None, "left", "right"):
         tokens, mask, _ = batch(side)
-        wanted = {"output_attentions": True} if case.patterns else {"use_cache": True}
-        expected = both.reference(side, **wanted)
+        expected = both.reference(side)
         with torch.no_grad():
             (logits, state), cache = both.ours.run_with_cache(
                 tokens, mask=None if side is None else mask, return_state=True
@@ -60,14 +59,12 @@ def measured(both: Pair) -> dict[str, str]:
         for layer in range(LAYERS):
             gap = largest((cache[case.streams, layer] - expected.hidden_states[layer])[mask])
             found["streams"] = max(found["streams"], gap)
-            if case.patterns:
-                gap = largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask])
-                found["patterns"] = max(found["patterns"], gap)
-            if case.states and side != "right":
-                theirs = expected.cache_params.get_recurrent_state(layer, state_idx=0)
-                carried = state.slot(layer, "state")
-                theirs = theirs if theirs.shape == carried.shape else theirs.transpose(-1, -2)
-                found["states"] = max(found["states"], largest(theirs - carried))
+        for layer, theirs in expected.attentions.items():
+            gap = largest((cache["pattern", layer] - theirs).transpose(1, 2)[mask])
+            found["patterns"] = max(found["patterns"], gap)
+        for layer, theirs in expected.states.items() if side != "right" else ():
+            gap = largest(theirs - both.state_of_ours(state, layer, theirs))
+            found["states"] = max(found["states"], gap)
     compared = (
         {"logits", "streams"} | ({"patterns"} if case.patterns else set()) | ({"states"} if case.states else set())
     )
@@ -84,21 +81,14 @@ def single(both: Pair) -> float:
     """The largest difference of logits in float32, over their largest."""
     tokens, _, _ = batch(None)
     with torch.no_grad():
-        expected = both.theirs.float()(tokens).logits
-        gap = largest(models.load(both.folder)(tokens) - expected) / max(1.0, largest(expected))
-    both.theirs.double()
-    return gap
+        expected = both.single()(tokens).logits
+        return largest(models.load(both.folder)(tokens) - expected) / max(1.0, largest(expected))
 
 
 def same_tokens(both: Pair) -> int:
     """How many greedy tokens of a left-padded batch are the same, before the first that differs."""
     tokens, mask, _ = batch("left")
-    both.theirs.generation_config.eos_token_id = None
-    with all_double(both.case.model):
-        expected = both.theirs.generate(
-            tokens, attention_mask=mask.long(), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-        )
-    equal = (both.ours.generate(tokens, NEW, mask=mask) == expected)[:, tokens.shape[1] :].all(0)
+    equal = (both.ours.generate(tokens, NEW, mask=mask)[:, -NEW:] == both.generated()).all(0)
     return NEW if bool(equal.all()) else int((~equal).int().argmax())
 
 

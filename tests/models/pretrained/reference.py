@@ -7,7 +7,7 @@ comparison is as sharp as the formulas; and in float32 as it comes.
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +31,27 @@ SIZES = {
 ENDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
+def in_the_cache(theirs: Any, outputs: Any, layer: int) -> Tensor:
+    """The recurrent state of a layer after a run, where transformers' caches keep it."""
+    cache = outputs.get("cache_params") or outputs["past_key_values"]
+    return cache.get_recurrent_state(layer, state_idx=0)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One configuration to compare: `model` is a class of transformers, `settings` of its configuration."""
+    """One configuration to compare: `model` is a class of transformers, `settings` of its configuration.
+
+    states: where a layer without attention keeps its state after a run. padding: False where the reference lets padding into its memories
+    (each place says how), so that it reads and continues every text by itself, and we the padded batch.
+    """
 
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
     patterns: bool = True
-    states: bool = False
+    states: Callable[[Any, Any, int], Tensor] | None = None
     exact: float = 1e-10
     streams: str = "resid_pre"  # ours that is the reference's l-th hidden state
+    padding: bool = True
 
     def config(self) -> Any:
         import transformers
@@ -50,6 +61,23 @@ class Case:
 
 
 LLAMA = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+QWEN_NEXT = {
+    **LLAMA,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 24,
+    "mlp_only_layers": [1],
+    "experts_implementation": "eager",
+}
 MAMBA = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 5}
 MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4, "tie_word_embeddings": True}
 CASES = {
@@ -128,13 +156,15 @@ CASES = {
         {**LLAMA, "hidden_size": 64, "head_dim": 10, "query_pre_attn_scalar": 20, "sliding_window": 5}
         | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     ),
-    "mamba": Case("MambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
-    "falcon_mamba": Case("FalconMambaForCausalLM", MAMBA, patterns=False, states=True, streams="resid_post"),
-    "mamba2": Case("Mamba2ForCausalLM", MAMBA2, patterns=False, states=True, streams="resid_post"),
+    "mamba": Case("MambaForCausalLM", MAMBA, patterns=False, states=in_the_cache, streams="resid_post"),
+    "falcon_mamba": Case("FalconMambaForCausalLM", MAMBA, patterns=False, states=in_the_cache, streams="resid_post"),
+    "mamba2": Case("Mamba2ForCausalLM", MAMBA2, patterns=False, states=in_the_cache, streams="resid_post"),
     "diffllama": Case(
         "DiffLlamaForCausalLM", {**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 4}, patterns=False
     ),
     "qwen3": Case("Qwen3ForCausalLM", {**LLAMA, "head_dim": 10, "tie_word_embeddings": True}),
+    "qwen3_next": Case("Qwen3NextForCausalLM", {**QWEN_NEXT, "num_experts": 0}, states=in_the_cache),
+    "qwen3_next-experts": Case("Qwen3NextForCausalLM", QWEN_NEXT | EXPERTS, states=in_the_cache),
 }
 
 
@@ -159,6 +189,11 @@ def all_double(model: str) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for file in files:
         patch.setattr(file, "torch", _Double())
+    for function in _functions(files[0]):
+        kept = function.__defaults__ or ()
+        if torch.float32 in kept:
+            wider = tuple(torch.float64 if value is torch.float32 else value for value in kept)
+            patch.setattr(function, "__defaults__", wider)
     patch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)  # what whole numbers divide into
     try:
@@ -166,6 +201,13 @@ def all_double(model: str) -> Iterator[None]:
     finally:
         torch.set_default_dtype(torch.float32)
         patch.undo()
+
+
+def _functions(file: Any) -> list[Any]:
+    """Functions of a module and methods of its classes."""
+    own = [item for item in vars(file).values() if getattr(item, "__module__", None) == file.__name__]
+    members = [member for item in own if inspect.isclass(item) for member in vars(item).values()]
+    return [item for item in (*own, *members) if inspect.isfunction(item)]
 
 
 def lively(model: Any) -> Any:
@@ -199,6 +241,16 @@ def batch(side: str | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass
+class Expected:
+    """What transformers computes: attentions and states by layer, of the layers that have them."""
+
+    logits: Tensor
+    hidden_states: list[Tensor]
+    attentions: dict[int, Tensor]
+    states: dict[int, Tensor]
+
+
+@dataclass
 class Pair:
     """A checkpoint opened by both sides."""
 
@@ -207,17 +259,78 @@ class Pair:
     ours: Decoder
     folder: Path
 
-    def reference(self, side: str | None, **wanted: bool) -> Any:
+    def reference(self, side: str | None) -> Expected:
         """What transformers computes of `batch(side)` in float64."""
         tokens, mask, positions = batch(side)
-        known = inspect.signature(self.theirs.forward).parameters
+        if side is not None and not self.case.padding:
+            return self._apart(tokens, mask)
         extra: dict[str, Any] = {}
         if side is not None:
             extra["attention_mask"] = mask.long()
-            if "position_ids" in known:
+            if "position_ids" in inspect.signature(self.theirs.forward).parameters:
                 extra["position_ids"] = positions
-        with torch.no_grad(), all_double(self.case.model):
-            return self.theirs(tokens, output_hidden_states=True, **extra, **wanted)
+        return self._run(tokens, **extra)
+
+    def _run(self, tokens: Tensor, **extra: Any) -> Expected:
+        case = self.case
+        wanted = {"output_attentions": True} if case.patterns else {}
+        wanted |= {"use_cache": True} if case.states else {}
+        with torch.no_grad(), all_double(case.model):
+            outputs = self.theirs(tokens, output_hidden_states=True, **wanted, **extra)
+        recurrent = [not getattr(block, "is_attention", True) for block in self.ours.blocks]
+        attending = [layer for layer, memory in enumerate(recurrent) if not memory]
+        attentions = dict(zip(attending, outputs.attentions, strict=True)) if case.patterns else {}
+        find = case.states
+        states = (
+            {} if find is None else {i: find(self.theirs, outputs, i) for i, memory in enumerate(recurrent) if memory}
+        )
+        return Expected(outputs.logits, list(outputs.hidden_states), attentions, states)
+
+    def _apart(self, tokens: Tensor, mask: Tensor) -> Expected:
+        """Every text read by itself, put back where its tokens are in the batch."""
+        places = [row.nonzero()[:, 0] for row in mask]
+        runs = [self._run(tokens[row : row + 1, at]) for row, at in enumerate(places)]
+
+        def spread(parts: list[Tensor]) -> Tensor:
+            """[1, own pos, ...] of each text -> [batch, pos, ...]."""
+            whole = parts[0].new_zeros(*mask.shape, *parts[0].shape[2:])
+            for row, at in enumerate(places):
+                whole[row, at] = parts[row][0]
+            return whole
+
+        def spread_pattern(parts: list[Tensor]) -> Tensor:
+            """[1, head, own query, own key] of each text -> [batch, head, query, key]."""
+            whole = parts[0].new_zeros(len(places), parts[0].shape[1], *(mask.shape[1],) * 2)
+            for row, at in enumerate(places):
+                whole[row, :, at[:, None], at] = parts[row][0]
+            return whole
+
+        return Expected(
+            spread([run.logits for run in runs]),
+            [spread(list(parts)) for parts in zip(*(run.hidden_states for run in runs), strict=True)],
+            {layer: spread_pattern([run.attentions[layer] for run in runs]) for layer in runs[0].attentions},
+            {layer: torch.cat([run.states[layer] for run in runs]) for layer in runs[0].states},
+        )
+
+    def generated(self) -> Tensor:
+        """What transformers continues the left-padded batch with, greedily and with a cache, in float64. [batch, NEW]."""
+        tokens, mask, _ = batch("left")
+        self.theirs.generation_config.eos_token_id = None  # nothing ends a text before its time
+        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+        with all_double(self.case.model):
+            if self.case.padding:
+                return self.theirs.generate(tokens, attention_mask=mask.long(), **options)[:, -NEW:]
+            texts = [row[real][None] for row, real in zip(tokens, mask, strict=True)]
+            return torch.cat([self.theirs.generate(text, **options)[:, -NEW:] for text in texts])
+
+    def state_of_ours(self, state: Any, layer: int, like: Tensor) -> Tensor:
+        """Our state of a layer. Ours has keys before values; turned round where theirs has not."""
+        own = state.slot(layer, "state")
+        return own if own.shape == like.shape else own.transpose(-1, -2)
+
+    def single(self) -> Any:
+        """The reference in float32 as it comes."""
+        return type(self.theirs).from_pretrained(self.folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def write(case: Case, folder: Path) -> Any:
