@@ -51,8 +51,6 @@ class ViewState:
     has passed, `lens` reads it there.
     `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
     ("row.head"); `feature` is a feature of a dictionary.
-    `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
-    ("row.head"); `feature` is a feature of a dictionary.
     """
 
     page: str = field(default="overview", metadata={"key": None})
@@ -223,14 +221,6 @@ def _read_choice(choices: dict[str, str]) -> Callable[[str], str | None]:
 
 def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
-
-
-def _read_score(text: str) -> str | None:
-    return text if re.fullmatch(r"[a-z][a-z0-9_]{0,31}\.[a-z][a-z0-9_]{0,31}", text) else None
-
-
-def _read_measured_head(text: str) -> str | None:
-    return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
 
 
 def _read_head(text: str) -> str | None:
