@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ STATISTICS = {
     "count": "√(Σ y x / T) at the end",
 }
 OWN = "own"
+NO_DICTIONARY = "none"
 FEWEST, MOST_SENTENCES, LONGEST = 8, 400, 600
 CANDIDATES, RESAMPLES, TRACED = 50, 500, 12
 LEAST_TO_TRANSFER = 4
@@ -37,6 +39,20 @@ def concept_names() -> list[str]:
     from workbench.lab.concept_words import CONCEPTS
 
     return list(CONCEPTS)
+
+
+def dictionaries(services: Services) -> list[tuple[str, str]]:
+    """Dictionaries of features that can be rivals, as (value, words): folders in the runs root that `workbench features` left."""
+    found = [(NO_DICTIONARY, "none")]
+    for path in sorted(services.store.root.glob("*/features.json")):
+        try:
+            about = json.loads(path.read_text())
+            words = f"{path.parent.name}: {about['site']} of {about['model']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not path.parent.name.startswith("."):
+            found.append((path.parent.name, words))
+    return found
 
 
 def start_finding(
@@ -51,12 +67,14 @@ def start_finding(
     head: Any,
     shuffles: Any,
     draws: Any,
+    dictionary: Any = NO_DICTIONARY,
 ) -> Job:
     """Queue a search for synapses that are stronger in one set of sentences than in another.
 
     `concept`: "own", with the two texts (one sentence a line, `group | sentence` where it has a group), or a labelled concept, of which
     `sentences` are drawn. `layer`, `head`: of the target; "" for all. `shuffles`: labellings in the control. `draws`: matched synapses in
-    the causal check, 0 for none. FormError, in words for the reader, for a bad form.
+    the causal check, 0 for none. `dictionary`: one of `dictionaries`, whose best feature is one more rival. FormError, in words for the
+    reader, for a bad form.
     """
     chosen = checked_choice(concept, "the concept", [OWN, *concept_names()])
     if chosen == OWN:
@@ -75,6 +93,7 @@ def start_finding(
             "n_shuffles": checked_number(shuffles, "shuffles", 0, 200), "n_bootstrap": RESAMPLES,
         },
         "draws": checked_number(draws, "draws of the causal check", 0, 200),
+        "dictionary": checked_choice(dictionary or NO_DICTIONARY, "the dictionary", [value for value, _ in dictionaries(services)]),
     }  # fmt: skip
     title = f"Concept synapses: {'own sentences' if chosen == OWN else chosen}, {settings['model']}"
     return services.jobs.submit(title, _measure, key=f"{KIND}:{settings}", services=services, settings=settings)
@@ -125,7 +144,11 @@ def _measure(job: Job, services: Services, settings: dict[str, Any]) -> str:
 
     model = services.models.load(settings["model"])
     positive, negative, search = settings["positive"], settings["negative"], settings["search"]
-    found = bdh.find_concept_synapses(model, positive, negative, **search, progress=part_of(job, 0.02, 0.6))
+    chosen = settings["dictionary"]
+    features = bdh.stored_features(model, services.store.root / chosen) if chosen != NO_DICTIONARY else None
+    found = bdh.find_concept_synapses(
+        model, positive, negative, **search, features=features, progress=part_of(job, 0.02, 0.6)
+    )
     transfer, no_transfer = None, "There are no groups to transfer between."
     if _can_transfer(settings["groups"]):
         try:

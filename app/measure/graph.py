@@ -76,7 +76,7 @@ def _threshold(kind: Any, edges: Any, noise_quantile: Any) -> dict[str, float]:
     return {"noise_quantile": float(noise_quantile)}
 
 
-def threshold_of(settings: dict[str, Any]) -> dict[str, float]:
+def threshold_of(settings: dict[str, Any]) -> dict[str, Any]:
     """The threshold that a stored graph has; results made before there was a choice have a number of edges."""
     return settings.get("threshold") or {"edges": settings.get("edges", 1024)}
 

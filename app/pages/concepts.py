@@ -21,7 +21,15 @@ from app.forms import (
     text_area,
 )
 from app.frames import frame
-from app.measure.concepts import KIND, OWN, STATISTICS, concept_names, start_finding
+from app.measure.concepts import (
+    KIND,
+    NO_DICTIONARY,
+    OWN,
+    STATISTICS,
+    concept_names,
+    dictionaries,
+    start_finding,
+)
 from app.page import Page
 from app.pages.synapses import GRID, RIGHT, toggled, written
 from app.panels.concepts import PANELS
@@ -31,7 +39,19 @@ from app.view_state import ViewState
 from workbench.lab.jobs import Job
 
 CANDIDATES, RIVALS, SHUFFLES, TRANSFER, CAUSAL, TRACES = PANELS
-FIELDS = ("name", "concept", "positive", "negative", "sentences", "statistic", "layer", "head", "shuffles", "draws")
+FIELDS = (
+    "name",
+    "concept",
+    "positive",
+    "negative",
+    "sentences",
+    "statistic",
+    "layer",
+    "head",
+    "shuffles",
+    "draws",
+    "dictionary",
+)
 COLUMNS = [
     {"field": "synapse", "headerName": "synapse", "minWidth": 190, "flex": 3, "cellClass": "cell-mono cell-link"},
     *({"field": key, "headerName": name, "minWidth": 84, "flex": 1, **RIGHT}
@@ -98,6 +118,8 @@ def _form(services: Services, scene: Scene, asked: dict[str, Any]) -> Component:
                 count_input("concept-shuffles", "Shuffles", search.get("n_shuffles", 9), 0, 200),
                 count_input("concept-draws", "Causal check: matched draws", asked.get("draws", 5), 0, 200),
             ),
+            select("concept-dictionary", "Rival: best feature of a dictionary", dictionaries(services),
+                   asked.get("dictionary") or NO_DICTIONARY),
         ],
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from app.figures.common import number
 from app.figures.concepts import intervals, null_points, sentence_traces, transfer_maps
 from app.figures.synapses import ranked_bars
-from app.measure.concepts import KIND
+from app.measure.concepts import KIND, NO_DICTIONARY
 from app.panels.base import NothingToShow, Table
 from app.panels.results import ResultPanel
 from app.panels.synapses import SHOWN_BARS, synapse_name
@@ -26,12 +26,16 @@ class ConceptPanel(ResultPanel):
 
     def search(self, scene: Scene) -> str:
         """Python that searches again."""
-        model = self.settings(scene)["model"]
+        asked = self.settings(scene)
+        dictionary = asked.get("dictionary", NO_DICTIONARY)
+        rival = ""
+        if dictionary != NO_DICTIONARY:
+            rival = f', features=bdh.stored_features(model, RunStore().root / "{dictionary}")'
         return f"""
 from probes import bdh
 
-model, asked = models.load("{model}"), run.manifest["settings"]
-found = bdh.find_concept_synapses(model, asked["positive"], asked["negative"], **asked["search"])
+model, asked = models.load("{asked["model"]}"), run.manifest["settings"]
+found = bdh.find_concept_synapses(model, asked["positive"], asked["negative"], **asked["search"]{rival})
 """.strip()
 
 

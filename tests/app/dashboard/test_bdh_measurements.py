@@ -28,6 +28,8 @@ from app.services import Services
 from app.theme import DARK, LIGHT
 from app.view_state import MAX_SYNAPSES, ViewState
 from probes import bdh
+from probes.features import FeatureTraining, TopK
+from probes.features.study import find_features
 from tests.app.dashboard.bdh_runs import MODEL, TEXT, finished, real_services
 from tests.app.dashboard.test_pages import text_of
 from workbench import EditState
@@ -251,13 +253,25 @@ def test_a_concept_search_is_the_probes(stage: tuple[Services, str], monkeypatch
     assert "Is it causal?" in text_of(PAGES["concepts"].build(services, scene))
 
 
-def test_own_sentences_have_groups(stage: tuple[Services, str]) -> None:
+def test_own_sentences_have_groups_and_a_stored_dictionary_is_a_rival(
+    stage: tuple[Services, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     services, _ = stage
-    own = {**CONCEPT, "concept": "own", "positive": POSITIVE, "negative": NEGATIVE, "shuffles": 0, "draws": 0}
+    folder, quick = (
+        services.store.root / "some-features",
+        FeatureTraining(steps=5, batch_size=32, warmup=1, report_every=5),
+    )
+    find_features(models.load(MODEL), "blocks.1.hook_resid_post", TEXT.encode() * 8, TopK(16, k=2), folder, training=quick,
+                  context=32, n_features=1)  # fmt: skip
+    own = {**CONCEPT, "concept": "own", "positive": POSITIVE, "negative": NEGATIVE, "shuffles": 0, "draws": 0,
+           "dictionary": folder.name}  # fmt: skip
     found = services.open_run(finished(services, start_finding(services, **own)))
     results = found.manifest["results"]
     assert found.manifest["settings"]["positive"] == POSITIVE.splitlines()
     assert results["transfer"] is None and results["causal"] is None and "groups" in results["no_transfer"]
+    rival = results["scores"][-1]
+    assert rival["name"] == "dictionary feature, blocks.1.hook_resid_post" and rival["searched"] == 16
+    check_panels(services, ViewState(page="concepts", result=found.id), ["concept-rivals"], monkeypatch)
     scene = services.scene(ViewState(page="concepts", result=found.id))
     for name in ("concept-transfer", "concept-causal", "concept-shuffles"):
         with pytest.raises(NothingToShow):
@@ -269,7 +283,7 @@ def test_own_sentences_have_groups(stage: tuple[Services, str]) -> None:
     ({"concept": "anmal"}, "Did you mean 'animal'"), ({"sentences": 4}, "from 8"),
     ({"concept": "own", "positive": "one line"}, "There are 1"),
     ({"concept": "own", "positive": "a\n" * 9}, "has 1 tokens"), ({"layer": 0}, "target layer"),
-    ({"shuffles": None}, "shuffles is None"),
+    ({"shuffles": None}, "shuffles is None"), ({"dictionary": "../elsewhere"}, "the dictionary is"),
 ])  # fmt: skip
 def test_mistakes_in_the_concept_form_are_named(stage: tuple[Services, str], changes: dict, words: str) -> None:
     with pytest.raises(FormError, match=words):
