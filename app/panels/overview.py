@@ -20,15 +20,18 @@ from workbench.lab.pooling import pool
 def blocks_of(scene: Scene) -> list[dict[str, Any]]:
     """The block list of a run's model, `{kind, label, detail, layer}` in the order of the forward pass.
 
-    The model catalogue knows it best; for a model that it does not know (any more), the run's manifest says enough.
+    The run's manifest says it; of runs that were stored before it did, the catalogue knows it, or else the layers' records say enough.
     """
+    recorded = scene.opened().model.get("blocks")
+    if recorded:
+        return [dict(block) for block in recorded]
     return scene.once("blocks", make=lambda: _known_blocks(scene) or _recorded_blocks(scene))
 
 
 def _known_blocks(scene: Scene) -> list[dict[str, Any]]:
     run, name = scene.opened(), scene.opened().model.get("name")
     # Only a shipped model's blocks are known without building it, which a page must not wait for.
-    if not any(model["name"] == name and model.get("provenance") != "random" for model in scene.models.list_models()):
+    if not any(model["name"] == name and model.get("card") for model in scene.models.list_models()):
         return []
     try:
         blocks = [dict(block) for block in scene.models.describe(str(name))["blocks"]]
@@ -175,7 +178,7 @@ class NextTokens(Panel):
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
         if not scene.opened().has("next.log_probs"):
-            raise NothingToShow("No predictions in this run", "It was made without next-token probabilities.")
+            raise NothingToShow("No predictions in this run", "Its model reads the whole text at once (an encoder) and predicts no next token.")
         return np.asarray(scene.opened().array("next.log_probs")[scene.query])
 
     def _ids(self, scene: Scene) -> list[int]:

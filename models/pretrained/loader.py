@@ -69,7 +69,7 @@ def load_folder(
     if isinstance(wanted, str):
         raise ValueError(f"dtype={dtype!r}. Expected a torch dtype, 'auto' (as stored), or None (float32).")
     _fill(model, conversion, checkpoint, wanted, progress)
-    model.name, model.architecture = name or folder.name, kind.name
+    model.name, model.architecture = name or name_of(folder), kind.name
     model.origin = {"family": kind.family, "paper": kind.paper, "provenance": "pretrained"}
     tokens = tokenizer_of(folder, model.vocab_size)
     if tokens is not None or model.vocab_size != 256:
@@ -165,6 +165,11 @@ def card_of(folder: Path, fields: Fields) -> dict[str, Any]:
         "storage_dtypes": sorted({dtype for _, dtype in stored.values()}),
     }
     return card
+
+
+def name_of(folder: Path) -> str:
+    """The folder's name, unless that says nothing (`model`, a commit): then that of the folder around it."""
+    return folder.parent.name if folder.name in ("model", "checkpoint", "weights") else folder.name
 
 
 def licence_of(folder: Path) -> str | None:

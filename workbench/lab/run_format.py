@@ -33,7 +33,9 @@ OVERVIEW_SIZE = 96
 
 PROVENANCES = ("trained", "random", "pretrained")
 FORMS = ("softmax", "gated_linear", "delta", "dense")
-MODEL_FIELDS = ("name", "architecture", "family", "paper", "parameters", "config", "weights_sha256", "provenance")
+MODEL_FIELDS = (
+    "name", "architecture", "family", "paper", "parameters", "config", "blocks", "weights_sha256", "provenance",
+)  # fmt: skip
 # What a writer may set; the other fields (id, created, arrays, ...) are the writer's own.
 SETTABLE: dict[str, Any] = {
     "title": "", "model": None, "text": None, "tokens": None, "interventions": [], "settings": {}, "results": {},
@@ -344,11 +346,30 @@ def check_trace(manifest: dict[str, Any]) -> None:
         check(f"overview.{index}", heads, pooled, pooled)
         for name in ("entropy", "received", "state_norm"):
             check(f"{name}.{index}", heads, length)
+        for slot in layer.get("states") or []:
+            _check_slot(slot, index, arrays)
         for signal in layer.get("signals") or []:
             named = signal.get("array") if isinstance(signal, dict) else None
             if named not in arrays:
                 lacks = f"layer {index}: signals names the array {named!r}, which the run lacks."
                 raise RunError(lacks + did_you_mean(str(named), arrays))
+
+
+def _check_slot(slot: Any, index: int, arrays: Collection[str]) -> None:
+    """Raise RunError unless an entry of a layer's `states` names a state, its axes, and where it is: an array, or none (the factors)."""
+    whole = (
+        isinstance(slot, dict)
+        and _is(slot.get("name"), str)
+        and _is(slot.get("axes"), list)
+        and _is(slot.get("shape"), list)
+    )
+    _require(whole, f"layer {index}: an entry of states lacks its name, axes or shape: {str(slot)[:80]}")
+    name, array = slot["name"], slot.get("array")
+    own = (f"layer.{index}.states", f"layer.{index}.states.{name}")
+    _require(
+        array is None or (array in own and array in arrays),
+        f"layer {index}: state {name!r} names the array {array!r}, expected one of {', '.join(own)} that the run has, or none",
+    )
 
 
 def check_arrays_agree(table: dict[str, dict[str, Any]], stored: dict[str, StoredArray]) -> None:
