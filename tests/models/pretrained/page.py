@@ -28,6 +28,22 @@ logits, cache = model.run_with_cache("When Mary and John went to the shops", rol
 Weights are mapped, converted one by one and put into a model that had no memory before: opening takes at most 1.15 times the memory of the
 weights afterwards (a test measures it). Weights that exist only as pickles are refused, unless `allow_pickle_conversion=True`. The
 checkpoint's own tokenizer comes with it, where there is one; texts get its special tokens.
+
+## Three ways in
+
+- **Script**: `models.load(NAME)`; `models.pretrained.outlook.outlook(NAME)` says beforehand what it would take, and `progress=` reports while
+  files come and weights are read (what it raises stops the download; whole files stay in the cache).
+- **Command line**: wherever a command takes a MODEL, a folder or hub id will do: `workbench models NAME` (type, licence, size, memory,
+  nothing opened), `workbench trace NAME "text"`, `workbench probe NAME`, `workbench features NAME ...`.
+- **Dashboard**: the form *New run* lists the folders under the models root and takes hub ids ("Another one"). Before anything is opened it
+  shows type, licence, parameters, what is to be downloaded and the memory against what is free, and asks when that is tight; opening shows
+  its progress and can be cancelled. An opened model is then in every page's list of models.
+
+The models root is a folder of model folders, `$WORKBENCH_MODELS` or `workbench serve --models FOLDER`; a folder in it is known by its name
+everywhere (`models.load("my-llama")`). Browsers can name folders under the root and hub ids, never paths.
+
+Without network, a hub id works if it was downloaded before. Else bring the folder: `hf download OWNER/NAME --local-dir FOLDER` on another
+computer, then pass its path or put it under the root. Encoders can be traced too; their runs have patterns and no predictions.
 """
 FOOTER = """
 Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts={"token_types": ...}`, and have `pooled` and `mean_pooled`.
