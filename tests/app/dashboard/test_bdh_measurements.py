@@ -16,6 +16,7 @@ from app.measure.concepts import sentences_of, start_finding
 from app.measure.graph import start_graph
 from app.measure.interventions import start_intervening
 from app.measure.merging import parents, start_merging
+from app.measure.sparsity import start_sparsity
 from app.measure.synapses import start_search
 from app.pages import find_pages
 from app.pages.concepts import NEGATIVE, POSITIVE, candidate_rows
@@ -348,6 +349,35 @@ def test_mistakes_in_the_basket_are_named(stage: tuple[Services, str], basket: s
     services, run = stage
     with pytest.raises(FormError, match=words):
         start_intervening(services, services.scene(ViewState(run=run)), basket, 2, 0)
+
+
+# ---- sparsity --------------------------------------------------------------------------------------------------------
+
+
+def test_sparsity_is_the_probes(stage: tuple[Services, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    services, _ = stage
+    found = services.open_run(finished(services, start_sparsity(services, MODEL, TEXT)))
+    expected = bdh.measure_sparsity(models.load(MODEL), TEXT)
+    for name in ("x", "gate", "y"):
+        np.testing.assert_array_equal(found.array(f"active.{name}"), expected.of(name)[0].numpy())
+        np.testing.assert_array_equal(found.array(f"octile.{name}"), expected.octile_means(name).numpy())
+        np.testing.assert_array_equal(found.array(f"dead.{name}"), expected.dead(name).numpy())
+    for token in ("read", "next"):
+        tied = expected.correlation("y", token=token)
+        np.testing.assert_array_equal(found.array(f"correlation.{token}"), tied.value.numpy())
+        np.testing.assert_array_equal(found.array(f"null.{token}"), tied.null.numpy())
+    view = ViewState(page="sparsity", result=found.id)
+    check_panels(services, view, [panel.id for panel in PAGES["sparsity"].panels], monkeypatch)
+    drawn = text_of(PAGES["sparsity"].build(services, services.scene(view)))
+    assert "Fast and slow neurons" in drawn and "Does surprise come with activity?" in drawn
+
+
+@pytest.mark.parametrize("changes,words", [
+    ({"name": "bdh-englisch"}, "Did you mean 'bdh-english'"), ({"text": " "}, "Type a text"), ({"text": "abc"}, "at least 4"),
+])  # fmt: skip
+def test_mistakes_in_the_sparsity_form_are_named(stage: tuple[Services, str], changes: dict, words: str) -> None:
+    with pytest.raises(FormError, match=words):
+        start_sparsity(stage[0], **{"name": MODEL, "text": TEXT, **changes})
 
 
 # ---- merge lab -------------------------------------------------------------------------------------------------------
