@@ -33,7 +33,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
-ENCODERS: dict[str, Architecture] = {}  # found by name, but not among the models that continue a text
+ENCODERS: dict[str, Architecture] = {}  # found by name, but not among the models that continue a text by itself
 
 
 class UnknownModel(ValueError):
@@ -51,7 +51,8 @@ def register_architecture(architecture: Architecture) -> Architecture:
 
 
 def register_encoder(architecture: Architecture) -> Architecture:
-    """Add an architecture that reads texts as a whole: it can be built, saved and opened, and is not listed among language models."""
+    """Add an architecture that reads texts as a whole, or a source besides the text: it can be built, saved and opened, and is not listed
+    among language models."""
     if architecture.name in (*ARCHITECTURES, *ENCODERS):
         raise ValueError(f"An architecture named {architecture.name!r} is registered already.")
     ENCODERS[architecture.name] = architecture

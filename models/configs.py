@@ -79,4 +79,9 @@ def _mixer_from_json(owner: type, value: Any) -> Any:
     return config_from_json(known[mixer], value)
 
 
-_CONVERSIONS = {"mixer": _mixer_from_json, "mlp": _mlp_from_json}
+_CONVERSIONS = {
+    "mixer": _mixer_from_json,
+    "encoder_mixer": _mixer_from_json,
+    "mlp": _mlp_from_json,
+    "encoder_mlp": _mlp_from_json,
+}

@@ -175,12 +175,14 @@ class Block(nn.Module):
                 self.hook_q_input = HookPoint(
                     "query_input", f"batch pos {axis} d_model", flag="use_split_qkv_input", gated=True
                 )
+            if mixer.matches and not mixer.reads_source:
                 self.hook_k_input = HookPoint(
                     "key_input", f"batch pos kv_{axis} d_model", flag="use_split_qkv_input", gated=True
                 )
-            self.hook_v_input = HookPoint(
-                "value_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
-            )
+            if not mixer.reads_source:
+                self.hook_v_input = HookPoint(
+                    "value_input", "batch pos kv_head d_model", flag="use_split_qkv_input", gated=True
+                )
         else:
             self.mixer = mixer
             self.hook_mixer_out = HookPoint("mixer_out", "batch pos d_model")
@@ -235,6 +237,8 @@ class Block(nn.Module):
         """Behind the switches: one normalised copy per head (and per q, k, v), so that paths can be patched apart."""
         if self.switches["use_split_qkv_input"]:
             sizes, apart = self.attn.sizes, x[:, :, None]
+            if self.attn.reads_source:
+                return (self._read(self.hook_q_input(apart.expand(-1, -1, sizes.n_maps, -1))),) * 3
             v = self._read(self.hook_v_input(apart.expand(-1, -1, sizes.n_kv, -1)))
             if not self.attn.matches:
                 return v, v, v  # nothing is projected but values

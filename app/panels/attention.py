@@ -32,8 +32,10 @@ def check_pattern(scene: Scene) -> LayerFactors:
     """The factors of the chosen layer; NothingToShow when the layer has no pattern."""
     if scene.layer is not None and scene.layer.get("form") is None:
         kind = kind_words(scene.layer["kind"])
-        raise NothingToShow("This layer has no token-to-token map", f"A {kind} layer is not linear in its values, "
-                            "so no matrix of weights describes it. The State page shows what it remembers.")  # fmt: skip
+        why = " ".join(scene.layer.get("not_stored") or ()) or (
+            f"A {kind} layer is not linear in its values, so no matrix of weights describes it. The State page shows what it remembers."
+        )
+        raise NothingToShow("This layer has no token-to-token map", why)
     return scene.factors()
 
 

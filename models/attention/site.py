@@ -39,6 +39,8 @@ __all__ = ["Attention", "AttentionConfig"]
 class Attention(HeadWeights, nn.Module):
     """The attention site of one layer. Input and output [batch, pos, d_model]; see the module docstring for its stages."""
 
+    reads_source = False  # True: keys and values are another sequence's, not the block's input
+
     # parts, in the order in which they are applied; `Any` because torch's module types say less than their names
     qk_norm: Any
     score: Any

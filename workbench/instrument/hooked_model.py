@@ -501,10 +501,10 @@ def main_point(points: Iterable[HookPoint], role: str, layer: int) -> HookPoint 
 
 
 def heads_first(x: Tensor, point: HookPoint) -> Tensor:
-    """Reorder to [batch, head, pos, ...] by the axis names of the hook point."""
+    """Reorder to [batch, head, pos, ...] (or `source` for `pos`, what cross-attention reads) by the axis names of the hook point."""
     names = list(point.axes)
     head = next((axis for axis in ("head", "kv_head", "group") if axis in names), None)
-    order = ["batch", *([head] if head else []), "pos"]
+    order = ["batch", *([head] if head else []), "pos" if "pos" in names else "source"]
     rest = [axis for axis in names if axis not in order]
     x = x.permute([names.index(axis) for axis in [*order, *rest]])
     return x if head else x.unsqueeze(1)
