@@ -7,7 +7,7 @@ more active neurons than a repetition; does recall follow the state when it is e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,14 @@ def trained_on_letters(context: Context, share: tuple[float, float], decay: floa
 
 
 def fit(
-    context: Context, model: BDH, data: Any, steps: int, rate: float, share: tuple[float, float], what: str
-) -> list[CurvePoint]:
-    """Train with the workbench's trainer; progress and cancelling go through the context."""
+    context: Context, model: BDH, data: Any, steps: int, rate: float, share: tuple[float, float], what: str,
+    watch: Callable[[CurvePoint, int], None] | None = None,
+) -> list[CurvePoint]:  # fmt: skip
+    """Train with the workbench's trainer; progress and cancelling go through the context. `watch` is called at every step too."""
 
     def report(point: CurvePoint, total: int) -> None:
+        if watch is not None:
+            watch(point, total)
         done = share[0] + (share[1] - share[0]) * point.step / total
         context.progress(done, f"{what}: step {point.step} of {total}, {point.train_loss:.2f} nats")
 

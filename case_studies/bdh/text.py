@@ -19,7 +19,7 @@ from case_studies.bdh.letters import fit
 from case_studies.harness.context import Context
 from models.bdh.merge import merge
 from models.bdh.model import BDH, BDHConfig
-from probes.bdh import measure_sparsity, modularity_curve
+from probes.bdh import SparsityWatch, modularity_curve
 from workbench.lab.batches import TextBatches
 from workbench.lab.concept_corpus import documents
 from workbench.lab.corpora import Corpus
@@ -67,9 +67,9 @@ def text(context: Context) -> dict[str, Any]:
         n_layers=4, d_model=settings["d_model"], n_heads=2, n_neurons=settings["n_neurons"], dropout=0.0, seed=context.seed
     )  # fmt: skip
     base = BDH(config)
-    watched = Watched(base, data[BASE].validation_batches()[0][0][:, :-1], settings["text_steps"])
-    fit(context, base, _Watching(data[BASE], watched), settings["text_steps"], 3e-3, (0.0, 0.35), "base")
-    watched.measure(settings["text_steps"])
+    held_out = data[BASE].validation_batches()[0][0][:, :-1]
+    watched = SparsityWatch(base, held_out, every=max(1, settings["text_steps"] // CURVE_POINTS))
+    fit(context, base, data[BASE], settings["text_steps"], 3e-3, (0.0, 0.35), "base", watched)
     copies = {}
     for number, name in enumerate(ADDED):
         copies[name] = copy.deepcopy(base)
@@ -90,41 +90,9 @@ def text(context: Context) -> dict[str, Any]:
 # ---- sparsity --------------------------------------------------------------------------------------------------------
 
 
-class Watched:
-    """Sparsity of a model while it trains, on held-out tokens: `curve` {step: [point, layer]}, measured about twelve times."""
-
-    def __init__(self, model: BDH, tokens: Tensor, steps: int) -> None:
-        self.model, self.tokens, self.every = model, tokens, max(1, steps // CURVE_POINTS)
-        self.curve: dict[int, np.ndarray] = {}
-
-    @torch.no_grad()
-    def measure(self, step: int) -> None:
-        was_training = self.model.training
-        self.model.eval()
-        activity = measure_sparsity(self.model, self.tokens)
-        self.curve[step] = torch.stack([activity.mean(name).mean(1) for name in SPARSITY_POINTS]).double().numpy()
-        self.model.train(was_training)
-
-
-class _Watching:
-    """Training data that has the model measured before each step that is due."""
-
-    def __init__(self, data: TextBatches, watched: Watched) -> None:
-        self.data, self.watched = data, watched
-        self.batch_size, self.context = data.batch_size, data.context
-
-    def next_batch(self, step: int) -> tuple[Tensor, ...]:
-        if step % self.watched.every == 0:
-            self.watched.measure(step)
-        return self.data.next_batch(step)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
-
-
-def sparsity_results(watched: Watched) -> dict[str, Any]:
-    steps = sorted(watched.curve)
-    curve = np.stack([watched.curve[step] for step in steps])  # [step, point, layer]
+def sparsity_results(watched: SparsityWatch) -> dict[str, Any]:
+    steps = watched.over_steps("y")[0]
+    curve = torch.stack([watched.over_steps(name)[1] for name in SPARSITY_POINTS], 1).numpy()  # [step, point, layer]
     first, last = curve[0], curve[-1]
     return {
         "y_kept": last[2].mean() / first[2].mean(),
@@ -133,7 +101,7 @@ def sparsity_results(watched: Watched) -> dict[str, Any]:
         "x_at_the_end": last[0].mean(),
         "gate_at_the_end": last[1].mean(),
         "y_at_the_start": first[2].mean(),
-        "sparsity_steps": np.array(steps),
+        "sparsity_steps": steps.numpy(),
         "sparsity_curve": curve,
     }
 

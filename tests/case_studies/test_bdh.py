@@ -20,6 +20,7 @@ from case_studies.harness.workspace import Workspace
 from models.bdh.model import BDH, BDHConfig
 from workbench.lab.jobs import JobCancelled
 from workbench.lab.runs import RunStore
+from workbench.lab.training import CurvePoint
 
 CLAIMS = {claim.id: claim for found in list_studies() if found.name == "bdh" for claim in found.claims}
 
@@ -120,15 +121,14 @@ def test_self_merge_badge_tells_a_wrong_merge(monkeypatch: pytest.MonkeyPatch) -
     assert text.self_merge_error(model, tokens) > 1e-3
 
 
-def test_sparsity_is_watched_before_the_first_step_and_left_as_it_was() -> None:
+def test_the_sparsity_of_a_run_that_changes_nothing() -> None:
     model = tiny().train()
-    watched = text.Watched(model, torch.randint(0, 26, (2, 30)), steps=24)
-    watched.measure(0)
-    watched.measure(24)
-    assert model.training and watched.every == 2
+    watched = text.SparsityWatch(model, torch.randint(0, 26, (2, 30)), every=2)
+    watched(CurvePoint(24, 3.0, None, 1e-3, 1.0, 100, 0.0), 24)
+    assert model.training
     found = text.sparsity_results(watched)
     assert found["y_kept"] == pytest.approx(1.0) and found["y_at_the_start"] == pytest.approx(0.25, abs=0.08)
-    assert found["sparsity_curve"].shape == (2, 3, 4)
+    assert found["sparsity_curve"].shape == (2, 3, 4) and found["sparsity_steps"].tolist() == [0, 24]
 
 
 def test_generated_domains_are_one_language_each_and_never_share_a_sentence() -> None:
