@@ -108,7 +108,7 @@ def component_bars(labels: Sequence[str], values: np.ndarray, theme: Theme, *, p
         hovertemplate="%{customdata}<br>%{x:.6g}<extra></extra>",
     ))  # fmt: skip
     low, high = min(0.0, float(values.min(initial=0))), max(0.0, float(values.max(initial=0)))
-    room = 0.16 * (high - low or 1.0)
+    room = 0.24 * (high - low or 1.0)
     figure.update_layout(
         template=template(theme.name), meta={"panel": panel}, bargap=0.22, hovermode="closest", showlegend=False,
         xaxis={"title": {"text": title}, "fixedrange": True, "range": [low - room, high + room], "zeroline": True,

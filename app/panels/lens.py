@@ -249,7 +249,7 @@ class LensDepths(LensPanel):
     title = "When the answer appears"
     words = "Mean over the text at each depth, of every lens that was read. Dashed and dotted: the lens's own held-out text."
     depends = ("run", "result", "lens_colour")
-    height = 270
+    height = 320
 
     def measure(self, scene: Scene) -> str:
         return MEAN_OF[scene.view.lens_colour]

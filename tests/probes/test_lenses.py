@@ -86,3 +86,20 @@ def test_results_are_plain_and_mistakes_are_named() -> None:
         reading.mean("entropie")
     with pytest.raises(ValueError, match=r"top is 0"):
         logit_lens(model, random_tokens(model), top=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mamba2"])
+def test_ranks_and_targets_of_ones_own(name: str) -> None:
+    """Rank = place in the sorted logits; a given target is read everywhere, the last position included."""
+    model = perturbed(name)
+    tokens = random_tokens(model)
+    plain, asked = logit_lens(model, tokens), logit_lens(model, tokens, target=7)
+    order = model(tokens).argsort(-1, descending=True)
+    ranks = order.argsort(-1)
+    expected = ranks[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0].double()
+    assert torch.equal(plain.rank[-1, :, :-1], expected) and plain.rank[:, :, -1].isnan().all()
+    assert torch.equal(asked.rank[-1], ranks[..., 7].double())
+    torch.testing.assert_close(asked.loss[-1], -model(tokens).log_softmax(-1)[..., 7].detach())
+    assert torch.equal(asked.divergence, plain.divergence)
+    with pytest.raises(ValueError, match=r"target is 256; expected token ids 0..255"):
+        logit_lens(model, tokens, target=256)
