@@ -198,14 +198,16 @@ def head_census(
 
 
 def random_twin(model: Any, seed: int = 1) -> Any:
-    """A model of the same architecture and configuration with random weights of another seed."""
+    """A model of the same architecture, configuration and tokenizer with random weights of another seed."""
     import models
 
     if model.config is None or model.architecture == "unknown":
         raise ValueError(
             f"{model.name} does not say how it was built, so no twin can be. Expected a model of `models.build` or `models.load`."
         )
-    return models.build(model.architecture, config=model.config, seed=seed)
+    twin = models.build(model.architecture, config=model.config, seed=seed)
+    twin.tokenizer = model.tokenizer
+    return twin
 
 
 def cluster(distance: NDArray[np.float64], count: int) -> NDArray[np.int64]:
