@@ -15,7 +15,7 @@ from dash import Dash, html
 from dash.development.base_component import Component
 
 from app.panels.base import Panel
-from app.panels.words import kind_words
+from app.panels.words import kind_words, slot_words
 from app.services import Scene, Services
 from app.view_state import POOLINGS, SCALES, SORTS, ViewState
 from workbench.lab.runs import RunError
@@ -89,7 +89,7 @@ def control_values(view: ViewState, n_tokens: int) -> dict[str, str | int]:
     """What each control shows for a view, by URL key."""
     values: dict[str, str | int] = {
         KEY_OF[name]: str(getattr(view, name))
-        for name in ("run", "layer", "head", "pooling", "scale", "sort", "lens", "lens_colour", "run_b", "head_b", "head_score")
+        for name in ("run", "layer", "slot", "head", "pooling", "scale", "sort", "lens", "lens_colour", "run_b", "head_b", "head_score")
     }
     if n_tokens:
         values[KEY_OF["position"]] = view.state_position(n_tokens)
@@ -117,6 +117,15 @@ def head_choice(scene: Scene) -> Component:
     """Choose the head."""
     count = scene.heads_per_layer[scene.view.layer] if scene.heads_per_layer else 1
     return choice("head", "Head", [{"value": str(h), "label": str(h)} for h in range(count)], str(scene.view.head), 70)
+
+
+def slot_choice(scene: Scene) -> list[Component]:
+    """Choose which of the things that a layer carries is shown; nothing where there is one."""
+    names = [slot["name"] for slot in scene.slots]
+    if len(names) < 2:
+        return []
+    data = [{"value": "" if number == 0 else name, "label": slot_words(name)} for number, name in enumerate(names)]
+    return [choice("slot", "State", data, scene.view.slot, 130)]
 
 
 def scale_choice(scene: Scene, *, rows: bool = True) -> Component:

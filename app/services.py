@@ -120,6 +120,18 @@ class Scene:
         return [layer["n_heads"] for layer in self.layers]
 
     @property
+    def slots(self) -> list[dict[str, Any]]:
+        """What the chosen layer carries from token to token: `{name, axes, shape, ...}` each, the main one first."""
+        layer = self.layer or {}
+        state = layer.get("state") or {}
+        return slots_of(layer) if state.get("role") == "state" else []
+
+    @property
+    def slot(self) -> dict[str, Any]:
+        """The one of `slots` that the view shows; {} for a layer without a state."""
+        return next((slot for slot in self.slots if slot["name"] == self.view.slot), (self.slots or [{}])[0])
+
+    @property
     def layer(self) -> dict[str, Any] | None:
         """The record of the chosen layer, or None for a run without layers."""
         return self.layers[self.view.layer] if self.view.layer < len(self.layers) else None

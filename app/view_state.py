@@ -45,7 +45,7 @@ class ViewState:
     """One view. Positions count from 0; spans are half open; `None` means "not chosen".
 
     `rows` and `columns` are the tokens that the pattern map shows; `state_rows` and `state_columns` are the part of the
-    state that its picture shows.
+    state that its picture shows; `slot` names which of the things that the layer carries it is, "" the first.
     `run_b` is the run that the open one is compared with, `head_b` how its head is found (a key of `MATCHES`, or "layer.head"),
     `shared_rows` and `shared_columns` the part of the text of both that is shown. `depth` counts layers that the residual stream
     has passed, `lens` reads it there.
@@ -56,6 +56,7 @@ class ViewState:
     page: str = field(default="overview", metadata={"key": None})
     run: str = field(default="", metadata={"key": "run"})
     layer: int = field(default=0, metadata={"key": "layer"})
+    slot: str = field(default="", metadata={"key": "slot"})
     head: int = field(default=0, metadata={"key": "head"})
     query: int | None = field(default=None, metadata={"key": "q"})
     key: int | None = field(default=None, metadata={"key": "k"})
@@ -138,14 +139,16 @@ class ViewState:
         """A copy with some fields replaced."""
         return replace(self, **values)
 
-    def clamped(self, n_tokens: int, heads_per_layer: Sequence[int]) -> ViewState:
-        """The nearest view that exists in a run with these sizes."""
+    def clamped(self, n_tokens: int, heads_per_layer: Sequence[int], slots_per_layer: Sequence[Sequence[str]] = ()) -> ViewState:
+        """The nearest view that exists in a run with these sizes, whose layers carry states of these names."""
         layer = min(self.layer, max(len(heads_per_layer) - 1, 0))
         heads = heads_per_layer[layer] if heads_per_layer else 1
+        slots = slots_per_layer[layer] if layer < len(slots_per_layer) else ()
         return replace(
             self,
             layer=layer,
             head=min(self.head, max(heads - 1, 0)),
+            slot=self.slot if self.slot in slots[1:] else "",
             query=_clamp_position(self.query, n_tokens),
             key=_clamp_position(self.key, n_tokens),
             rows=clamp_span(self.rows, n_tokens),
@@ -235,12 +238,16 @@ def _read_measured_head(text: str) -> str | None:
     return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
 
 
+def _read_slot(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", text) else None
+
+
 def _read_study(text: str) -> str | None:
     return text if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text) else None
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "run": _read_run, "layer": _read_count, "head": _read_count, "query": _read_count, "key": _read_count,
+    "run": _read_run, "layer": _read_count, "slot": _read_slot, "head": _read_count, "query": _read_count, "key": _read_count,
     "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
     "pooling": _read_choice(POOLINGS), "scale": _read_choice(SCALES),
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,

@@ -5,7 +5,7 @@ window.workbench = (function () {
   const facts = { run: "", tokens: [], heads: [] };
   const PER_RUN = ["q", "k", "rows", "cols", "srows", "scols", "t", "t2", "track", "syn", "depth", "urows", "ucols"];
   const PER_PAIR = ["urows", "ucols"];
-  const PER_LAYER = ["srows", "scols", "track"];
+  const PER_STATE = ["srows", "scols", "track"];
 
   const params = () => new URLSearchParams(location.search);
   const number = (key) => {
@@ -25,7 +25,8 @@ window.workbench = (function () {
     const next = params();
     if (facts.run && !next.get("run")) next.set("run", facts.run);
     if ("run" in changes && changes.run !== next.get("run")) PER_RUN.forEach((key) => next.delete(key));
-    if ("layer" in changes && String(changes.layer) !== (next.get("layer") || "0")) PER_LAYER.forEach((key) => next.delete(key));
+    const another = (key, otherwise) => key in changes && String(changes[key] ?? "") !== (next.get(key) || otherwise);
+    if (another("layer", "0") || another("slot", "")) PER_STATE.forEach((key) => next.delete(key));
     if ("b" in changes && changes.b !== next.get("b")) PER_PAIR.forEach((key) => next.delete(key));
     for (const [key, value] of Object.entries(changes)) {
       if (value === null || value === undefined || value === "") next.delete(key);

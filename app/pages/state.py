@@ -11,31 +11,33 @@ from dash.development.base_component import Component
 
 from app.figures.common import number, token_label
 from app.frames import content_frame, explain, frame, icon, scene_of_slice, slice_input, view_slice
-from app.page import Page, control_id, head_choice, layer_choice, pooling_choice, scale_choice, sort_choice
-from app.panels import memory, state
+from app.page import Page, control_id, head_choice, layer_choice, pooling_choice, scale_choice, slot_choice, sort_choice
+from app.panels import memory, retention, state
 from app.panels.base import Panel
 from app.panels.memory import RASTER_X, neuron_rows, sparsity_words
-from app.panels.words import memory_words, state_axes
+from app.panels.words import memory_words, row_and_column
 from app.services import Scene, Services
 from app.theme import theme_called
 
 STATE, SPECTRUM, NORMS, DECAY, SIGNALS, TRACKED = state.PANELS
+(KEPT,) = retention.PANELS
 CACHE_KEYS, CACHE_VALUES, NEURONS_X, NEURONS_Y, TOP_NEURONS = memory.PANELS
-TIME_FIELDS = ("run", "layer", "head", "query", "position")
+TIME_FIELDS = ("run", "layer", "slot", "head", "query", "position")
 
 
 def _form(scene: Scene) -> tuple[bool, ...]:
-    """Which kinds of memory the chosen layer has: cache, matrix state, neurons, decay, other signals."""
+    """Which kinds of memory the chosen layer has: cache, state of fixed size, neurons, decay, other signals, keys to ask it for."""
     layer, run = scene.layer, scene.run
     if layer is None or run is None:
-        return (False,) * 5
+        return (False,) * 6
     index = layer["layer"]
     return (
         layer.get("form") == "softmax",
-        state.has_matrix_state(scene),
+        state.has_state(scene),
         run.has(f"layer.{index}.x"),
         run.has(f"layer.{index}.log_decay"),
         run.has(f"layer.{index}.write") or bool(layer.get("signals")),
+        state.has_state(scene) and run.has(f"layer.{index}.key") and run.has(f"layer.{index}.value"),
     )
 
 
@@ -43,31 +45,49 @@ def structure(scene: Scene) -> Hashable:
     if scene.layer is None:
         return None
     form = _form(scene)
-    return form, scene.layer["n_heads"], memory_words(scene.layer) if form[0] else None
+    slots = tuple(slot["name"] for slot in scene.slots)
+    return form, scene.layer["n_heads"], slots, _is_vector(scene), memory_words(scene.layer) if form[0] else None
+
+
+def _is_vector(scene: Scene) -> bool:
+    """Whether the shown state has no second axis, and so no spectrum."""
+    return len(scene.slot.get("axes", ())) < 3
 
 
 def controls(scene: Scene) -> Sequence[Component]:
     if not scene.layers:
         return []
     neurons = [sort_choice(scene)] if _form(scene)[2] else []
-    return [layer_choice(scene), head_choice(scene), *neurons, pooling_choice(scene), scale_choice(scene)]
+    return [
+        layer_choice(scene),
+        head_choice(scene),
+        *slot_choice(scene),
+        *neurons,
+        pooling_choice(scene),
+        scale_choice(scene),
+    ]
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if scene.layer is None:
         return [html.Div(frame(STATE, scene), className="grid")]
-    cache, matrix, neurons, decay, signals = _form(scene)
+    cache, matrix, neurons, decay, signals, keys = _form(scene)
     time = _time_bar(scene, compare=matrix)
     left: list[Component] = []
     right: list[Component] = []
     if matrix:
-        followed = [html.Div(id="tracked-list", className="tracked-list"), view_slice("content", "tracked", (*TIME_FIELDS, "tracked"))]
+        followed = [
+            html.Div(id="tracked-list", className="tracked-list"),
+            view_slice("content", "tracked", (*TIME_FIELDS, "tracked")),
+        ]
         largest = [html.Div(id="largest-entries"), view_slice("content", "largest", (*TIME_FIELDS, "tracked"))]
         left += [frame(STATE, scene, ""), frame(TRACKED, scene, "", above=followed)]
         right += [
-            frame(NORMS, scene, ""), frame(SPECTRUM, scene, ""),
+            frame(NORMS, scene, ""), *([] if _is_vector(scene) else [frame(SPECTRUM, scene, "")]),
             content_frame("largest", "Largest entries now", "The entries of largest magnitude in the state shown.", largest, ""),
         ]  # fmt: skip
+    if keys:
+        right.append(frame(KEPT, scene, ""))
     if decay:
         left.append(frame(DECAY, scene, ""))
     if signals:
@@ -75,7 +95,10 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if neurons:
         listed = [html.Div(id="neuron-rows"), view_slice("content", "neuron", TIME_FIELDS)]
         left += [frame(NEURONS_X, scene, ""), frame(NEURONS_Y, scene, "")]
-        right += [frame(TOP_NEURONS, scene, ""), content_frame("neuron-list", "Most active neurons now", "", listed, "")]
+        right += [
+            frame(TOP_NEURONS, scene, ""),
+            content_frame("neuron-list", "Most active neurons now", "", listed, ""),
+        ]
     parts: list[Component] = [time]
     if left or right:
         parts += [html.Div(left, className="column span-7"), html.Div(right, className="column span-5")]
@@ -131,10 +154,10 @@ def _swatch(colour: str) -> html.Span:
 
 def largest_entries(scene: Scene) -> Component:
     """The entries of largest magnitude, each with a button to follow it."""
-    names = state_axes(scene.layer or {})
     try:
         state.check_state(STATE, scene)
-        entries = scene.factors().top_entries(scene.view.head, scene.position, 8)
+        names = row_and_column(state.axes_of(scene))
+        entries = scene.state_factors().top_entries(scene.view.head, scene.position, 8)
     except Exception as failure:  # the other panels stay; this one says why it is empty
         return explain("largest", failure)
     rows = []
@@ -174,7 +197,9 @@ def neuron_table(scene: Scene) -> Component:
         words = sparsity_words(scene, RASTER_X)
     except Exception as failure:  # as above
         return explain("neuron-list", failure)
-    head = html.Thead(html.Tr([html.Th(name, scope="col") for name in ("neuron", "activity", "active at", "strongest at token")]))
+    head = html.Thead(
+        html.Tr([html.Th(name, scope="col") for name in ("neuron", "activity", "active at", "strongest at token")])
+    )
     body = [
         html.Tr([html.Th(str(neuron), scope="row"), html.Td(number(now)), html.Td(f"{count} tokens"), html.Td(token)])
         for neuron, now, count, token in rows
@@ -187,7 +212,9 @@ def register(app: Dash, services: Services) -> None:
     def scene_of(data: dict[str, Any] | None) -> Scene | None:
         return scene_of_slice(services, data["view"]) if data and data.get("view") else None
 
-    @app.callback(Output("time-token", "children"), Output("compare-button", "children"), slice_input("content", "time"))
+    @app.callback(
+        Output("time-token", "children"), Output("compare-button", "children"), slice_input("content", "time")
+    )
     def show_time(data: dict[str, Any] | None) -> tuple[Any, str]:
         scene = scene_of(data)
         if scene is None or not scene.n_tokens:
@@ -212,13 +239,13 @@ def register(app: Dash, services: Services) -> None:
         return None if scene is None else neuron_table(scene)
 
 
-PANELS: tuple[Panel, ...] = (*state.PANELS, *memory.PANELS)
+PANELS: tuple[Panel, ...] = (*state.PANELS, *retention.PANELS, *memory.PANELS)
 PAGE = Page(
     name="state",
     title="State",
     icon="state",
     order=2,
-    words="What a layer remembers after each token: its matrix state, its neurons, or its KV cache.",
+    words="What a layer remembers after each token: its state, its neurons, or its KV cache.",
     layout=layout,
     panels=PANELS,
     structure=structure,

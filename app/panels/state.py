@@ -1,4 +1,7 @@
-"""Panels of mixers that carry a matrix state: what it holds after a token, how it grows and fades, entries over time."""
+"""Panels of mixers that carry a state of fixed size: what it holds after a token, how it grows and fades, entries over time.
+
+What is shown is the chosen one of the layer's states (`Scene.slot`), whose axes its mixer declares.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from app.figures.common import Colours, number, token_label, token_lines
 from app.figures.state import rank_words, signal_raster, singular_values, state_norms, state_picture, tracked_entries
 from app.panels.attention import head_words
 from app.panels.base import NothingToShow, Panel, PicturePanel, Span, Table, scale_words
-from app.panels.words import memory_words, state_axes
+from app.panels.words import is_shared, memory_words, row_and_column, slot_words, state_axes
 from app.services import Scene
 from app.theme import Theme
 from app.view_state import POOLINGS, clamp_span
 from workbench.lab.pooling import pool
 
 SAMPLED_TIMES = 16
-STATE_FIELDS = ("run", "layer", "head", "query", "position")
+STATE_FIELDS = ("run", "layer", "slot", "head", "query", "position")
 
 
-def has_matrix_state(scene: Scene) -> bool:
-    """Whether the chosen layer's factors give a matrix state."""
+def has_state(scene: Scene) -> bool:
+    """Whether the chosen layer's factors give a state of fixed size."""
     layer, run = scene.layer, scene.run
     if layer is None or run is None:
         return False
@@ -30,10 +33,37 @@ def has_matrix_state(scene: Scene) -> bool:
 
 
 def check_state(panel: Panel, scene: Scene) -> None:
-    """NothingToShow unless the chosen layer has a matrix state."""
+    """NothingToShow unless the chosen layer has a state of fixed size."""
     panel.check(scene)
-    if not has_matrix_state(scene):
-        raise NothingToShow("No matrix state in this layer", memory_words(scene.layer or {"form": None}))
+    if not has_state(scene):
+        raise NothingToShow("No state of fixed size in this layer", memory_words(scene.layer or {"form": None}))
+
+
+def axes_of(scene: Scene) -> list[str]:
+    """What the axes of the shown state are, in words."""
+    return state_axes(scene.slot, neurons=scene.opened().has(f"layer.{scene.view.layer}.x"))
+
+
+def place_words(scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
+    """Where an entry of the state as it is drawn lies, by the state's own axes."""
+    axes, shape = axes_of(scene), list(scene.slot.get("shape", ()))[1:]
+    if len(axes) < 2:
+        return [(axes[0], str(row))] if axes else []
+    rows = np.unravel_index(row, shape[:-1]) if len(shape) == len(axes) else (row,)
+    return [*zip(axes[:-1], map(str, rows), strict=False), (axes[-1], str(column))]
+
+
+def slot_facts(scene: Scene) -> list[str]:
+    """Facts that name the shown state where the layer carries several, or where heads share one."""
+    facts = [f"state {slot_words(scene.slot['name'])}"] if len(scene.slots) > 1 else []
+    shared = is_shared(scene.slot, scene.layer or {})
+    return [*facts, "one state for the whole layer"] if shared else facts
+
+
+def asked(scene: Scene) -> str:
+    """The Python expression for the factors whose state is shown."""
+    first = not scene.slots or scene.slot["name"] == scene.slots[0]["name"]
+    return "factors" if first else f'factors.slot("{scene.slot["name"]}")'
 
 
 def compared(scene: Scene) -> int | None:
@@ -53,15 +83,15 @@ class StatePicture(PicturePanel):
 
     def _state(self, scene: Scene, position: int) -> np.ndarray:
         view = scene.view
-        key = ("state", view.layer, view.head, position)
-        return scene.once(*key, make=lambda: scene.factors().state(view.head, position))
+        key = ("state", view.layer, view.slot, view.head, position)
+        return scene.once(*key, make=lambda: scene.state_factors().state(view.head, position))
 
     def _whole(self, scene: Scene) -> np.ndarray:
         check_state(self, scene)
         other = compared(scene)
         if other is None:
             return self._state(scene, scene.position)
-        return scene.factors().state_difference(scene.view.head, other, scene.position)
+        return scene.state_factors().state_difference(scene.view.head, other, scene.position)
 
     def shape(self, scene: Scene) -> tuple[int, int]:
         rows, columns = self._whole(scene).shape
@@ -87,12 +117,12 @@ class StatePicture(PicturePanel):
             found = [0.0]
             for time in times:
                 try:
-                    found.append(float(np.abs(scene.factors().state(view.head, time)).max()))
+                    found.append(float(np.abs(scene.state_factors().state(view.head, time)).max()))
                 except ValueError:
                     continue  # a dense layer stores states at some positions only
             return max(found)
 
-        largest = scene.once("state-limit", view.layer, view.head, make=sampled)
+        largest = scene.once("state-limit", view.layer, view.slot, view.head, make=sampled)
         return max(largest, float(np.abs(self._whole(scene)).max()))
 
     def colours(self, scene: Scene, theme: Theme) -> Colours:
@@ -103,13 +133,12 @@ class StatePicture(PicturePanel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.spans(scene)
         return state_picture(
-            self.address(scene, theme), self.shape(scene), state_axes(scene.layer or {}), rows, columns,
+            self.address(scene, theme), self.shape(scene), row_and_column(axes_of(scene)), rows, columns,
             self.colours(scene, theme), theme, panel=self.id, tracked=scene.view.tracked,
         )  # fmt: skip
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
-        names = state_axes(scene.layer or {})
-        return [(names[0], str(row)), (names[1], str(column)), ("after", token_label(scene.tokens, scene.position))]
+        return [*place_words(scene, row, column), ("after", token_label(scene.tokens, scene.position))]
 
     def facts(self, scene: Scene) -> list[str]:
         other = compared(scene)
@@ -117,7 +146,7 @@ class StatePicture(PicturePanel):
         if other is not None:
             shown = f"state {shown} minus state after token {token_label(scene.tokens, other)}"
         rows, columns = self.shape(scene)
-        facts = [*head_words(scene), shown, f"{rows} × {columns}", scale_words(scene.view.scale)]
+        facts = [*head_words(scene), *slot_facts(scene), shown, f"{rows} × {columns}", scale_words(scene.view.scale)]
         down, across = self.binning(scene)
         if max(down, across) > 1:
             facts.append(f"one picture cell = up to {down} × {across} entries, drawn by {POOLINGS[scene.view.pooling]}")
@@ -126,10 +155,10 @@ class StatePicture(PicturePanel):
     def snippet_body(self, scene: Scene) -> str:
         (r0, r1), (c0, c1) = self.spans(scene)
         other, head = compared(scene), scene.view.head
-        whole = f"factors.state({head}, {scene.position})"
+        whole = f"{asked(scene)}.state({head}, {scene.position})"
         if other is not None:
-            whole = f"factors.state_difference({head}, {other}, {scene.position})"
-        return f"values = {whole}[{r0}:{r1}, {c0}:{c1}]  # state_k, state_v"
+            whole = f"{asked(scene)}.state_difference({head}, {other}, {scene.position})"
+        return f"values = {whole}[{r0}:{r1}, {c0}:{c1}]  # {', '.join(filter(None, row_and_column(axes_of(scene))))}"
 
 
 class Spectrum(Panel):
@@ -142,14 +171,14 @@ class Spectrum(Panel):
     height = 250
 
     def _spectrum(self, scene: Scene, position: int) -> np.ndarray:
-        key = ("spectrum", scene.view.layer, scene.view.head, position)
-        return scene.once(*key, make=lambda: scene.factors().state_spectrum(scene.view.head, position))
+        key = ("spectrum", scene.view.layer, scene.view.slot, scene.view.head, position)
+        return scene.once(*key, make=lambda: scene.state_factors().state_spectrum(scene.view.head, position))
 
     def values(self, scene: Scene) -> np.ndarray:
         check_state(self, scene)
-        if not state_axes(scene.layer or {})[1]:
+        if len(axes_of(scene)) < 2:
             raise NothingToShow(
-                "A vector has one direction", "The state of this layer is a vector, so it has no spectrum."
+                "A vector has one direction", "This state is a vector or a number, so it has no spectrum."
             )
         return self._spectrum(scene, scene.position)
 
@@ -163,14 +192,14 @@ class Spectrum(Panel):
         return ["rank", "singular value"], ([str(i + 1), float(v)] for i, v in enumerate(self.values(scene)))
 
     def facts(self, scene: Scene) -> list[str]:
+        joined = axes_of(scene)[:-1]
         return [
-            *head_words(scene),
-            f"after token {token_label(scene.tokens, scene.position)}",
-            rank_words(self.values(scene)),
-        ]
+            *head_words(scene), *slot_facts(scene), f"after token {token_label(scene.tokens, scene.position)}",
+            rank_words(self.values(scene)), *([f"rows are {' × '.join(joined)}"] if len(joined) > 1 else []),
+        ]  # fmt: skip
 
     def snippet_body(self, scene: Scene) -> str:
-        return f"values = factors.state_spectrum({scene.view.head}, {scene.position})"
+        return f"values = {asked(scene)}.state_spectrum({scene.view.head}, {scene.position})"
 
 
 class StateNorms(Panel):
@@ -178,39 +207,48 @@ class StateNorms(Panel):
 
     id = "state-norms"
     title = "How full the memory is"
-    words = "Frobenius norm of each head's state after every token. Click to move to that time."
-    depends = ("run", "layer", "head")
+    words = "Frobenius norm of every state of the layer after every token. Click to move to that time."
+    depends = ("run", "layer", "slot", "head")
     height = 250
+
+    def _n_states(self, scene: Scene) -> int:
+        """States of the chosen kind that the layer has: one per head, or one that all share."""
+        return 1 if is_shared(scene.slot, scene.layer or {}) else scene.heads_per_layer[scene.view.layer]
+
+    def _stored(self, scene: Scene) -> str:
+        """The array of the run that holds the norms; "" where they are evaluated."""
+        name = f"state_norm.{scene.view.layer}"
+        return name if asked(scene) == "factors" and scene.opened().has(name) else ""
 
     def values(self, scene: Scene) -> np.ndarray:
         check_state(self, scene)
-        run, name = scene.opened(), f"state_norm.{scene.view.layer}"
-        if run.has(name):
-            return np.asarray(run.array(name))
-        heads = range(scene.heads_per_layer[scene.view.layer])
-        return scene.once(
-            "norms", scene.view.layer, make=lambda: np.stack([scene.factors().state_norms(h) for h in heads])
-        )
+        count, stored, factors = self._n_states(scene), self._stored(scene), scene.state_factors()
+        if stored:
+            return np.asarray(scene.opened().array(stored))[:count]
+        key = ("norms", scene.view.layer, scene.view.slot)
+        return scene.once(*key, make=lambda: np.stack([factors.state_norms(state) for state in range(count)]))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        return state_norms(self.values(scene), scene.tokens, scene.view.head, theme, panel=self.id)
+        values = self.values(scene)
+        return state_norms(values, scene.tokens, min(scene.view.head, len(values) - 1), theme, panel=self.id)
 
     def facts(self, scene: Scene) -> list[str]:
-        return head_words(scene)
+        return [*head_words(scene), *slot_facts(scene)]
 
     def snippet_body(self, scene: Scene) -> str:
-        if scene.opened().has(f"state_norm.{scene.view.layer}"):
-            return f'values = run.array("state_norm.{scene.view.layer}")  # head, pos'
-        heads = scene.heads_per_layer[scene.view.layer]
-        return f"values = np.stack([factors.state_norms(head) for head in range({heads})])"
+        count, stored = self._n_states(scene), self._stored(scene)
+        if stored:
+            return f'values = run.array("{stored}")[:{count}]  # head, pos'
+        return f"values = np.stack([{asked(scene)}.state_norms(head) for head in range({count})])"
 
     def summary(self, scene: Scene) -> str:
-        norms = self.values(scene)[scene.view.head]
+        values = self.values(scene)
+        norms = values[min(scene.view.head, len(values) - 1)]
         top = int(np.nanargmax(norms))
         return f"The norm is largest, {number(norms[top])}, after token {token_label(scene.tokens, top)}."
 
 
-class Retention(PicturePanel):
+class Decay(PicturePanel):
     """How much of the state each token keeps."""
 
     id = "decay"
@@ -223,8 +261,13 @@ class Retention(PicturePanel):
         self.check(scene)
         run, name = scene.opened(), f"layer.{scene.view.layer}.log_decay"
         if not run.has(name):
+            if (scene.layer or {}).get("form") in ("gated_linear", "delta"):
+                raise NothingToShow(
+                    "Nothing is forgotten", "This layer has no decay: what was written stays at full strength."
+                )
             raise NothingToShow(
-                "Nothing is forgotten", "This layer has no decay: what was written stays at full strength."
+                "No single decay per token",
+                "What this layer forgets is no one factor per head and token; its gates and norms show it.",
             )
         kept = np.exp(run.array(name))
         return kept if kept.ndim == 2 else kept.mean(-1)  # one per row of the state: their mean
@@ -314,7 +357,7 @@ class TrackedEntries(Panel):
     id = "tracked"
     title = "Followed entries over time"
     words = "Single entries of the state after every token, exactly. Each line has the colour of its frame above."
-    depends = ("run", "layer", "head", "tracked")
+    depends = ("run", "layer", "slot", "head", "tracked")
     height = 250
 
     def entries(self, scene: Scene) -> list[tuple[int, int]]:
@@ -325,17 +368,17 @@ class TrackedEntries(Panel):
 
     def _shape(self, scene: Scene) -> tuple[int, int]:
         def last() -> tuple[int, int]:
-            rows, columns = scene.factors().state(0, scene.n_tokens - 1).shape
+            rows, columns = scene.state_factors().state(0, scene.n_tokens - 1).shape
             return rows, columns
 
-        return scene.once("state-shape", scene.view.layer, make=last)
+        return scene.once("state-shape", scene.view.layer, scene.view.slot, make=last)
 
     def values(self, scene: Scene) -> np.ndarray:
         entries = self.entries(scene)
         if not entries:
             raise NothingToShow("No entry is followed yet", "Click a cell in the picture of the state, "
                                 "or Follow in the list of its largest entries.")  # fmt: skip
-        return np.stack([scene.factors().state_entry(scene.view.head, row, column) for row, column in entries])
+        return np.stack([scene.state_factors().state_entry(scene.view.head, row, column) for row, column in entries])
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return tracked_entries(self.entries(scene), self.values(scene), scene.tokens, theme, panel=self.id)
@@ -346,14 +389,14 @@ class TrackedEntries(Panel):
         return headers, ([token_label(scene.tokens, t), *map(float, values[:, t])] for t in range(values.shape[1]))
 
     def facts(self, scene: Scene) -> list[str]:
-        return [*head_words(scene), *[f"[{row}, {column}]" for row, column in self.entries(scene)]]
+        return [*head_words(scene), *slot_facts(scene), *[f"[{row}, {column}]" for row, column in self.entries(scene)]]
 
     def snippet_body(self, scene: Scene) -> str:
         head = scene.view.head
         return f"""
-entries = {self.entries(scene)}  # (state_k, state_v)
-values = np.stack([factors.state_entry({head}, row, column) for row, column in entries])
+entries = {self.entries(scene)}  # (row, column)
+values = np.stack([{asked(scene)}.state_entry({head}, row, column) for row, column in entries])
 """
 
 
-PANELS = (StatePicture(), Spectrum(), StateNorms(), Retention(), Signals(), TrackedEntries())
+PANELS = (StatePicture(), Spectrum(), StateNorms(), Decay(), Signals(), TrackedEntries())

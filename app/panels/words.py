@@ -79,20 +79,44 @@ def memory_words(layer: Mapping[str, Any]) -> str:
     if not state:
         return "This layer records no state."
     slots = layer.get("states") or [{"name": "state", "shape": state["shape"]}]
-    parts = [f"{'a vector' if len(slot['shape']) == 2 else 'a matrix'} of {' × '.join(map(str, slot['shape'][1:]))} numbers"
-             + (f" ({slot['name'].replace('_', ' ')})" if len(slots) > 1 else "") for slot in slots]  # fmt: skip
-    return f"Each head carries {spoken_list(parts)} from token to token, whatever the length of the text."
+    parts = [
+        _size_words(slot["shape"][1:]) + (f" ({slot_words(slot['name'])})" if len(slots) > 1 else "") for slot in slots
+    ]
+    who = "The layer" if is_shared(slots[0], layer) else "Each head"
+    return f"{who} carries {spoken_list(parts)} from token to token, whatever the length of the text."
 
 
-def state_axes(layer: Mapping[str, Any]) -> tuple[str, str]:
-    """What the two axes of the layer's matrix state are, in words."""
-    if layer.get("kind") == "bdh":
-        return "neuron", "value channel"
-    spoken = {"state_k": "key channel", "state_v": "value channel"}
-    axes = [spoken.get(axis, axis.replace("_", " ")) for axis in (layer.get("state") or {}).get("axes", [])[1:]]
-    if not axes:
-        return "key channel", "value channel"
-    return (axes[0], "") if len(axes) == 1 else (" × ".join(axes[:-1]), axes[-1])
+def _size_words(shape: Sequence[int]) -> str:
+    if not shape:
+        return "a number"
+    return f"{'a vector' if len(shape) == 1 else 'a matrix'} of {' × '.join(map(str, shape))} numbers"
+
+
+def is_shared(slot: Mapping[str, Any], layer: Mapping[str, Any]) -> bool:
+    """Whether all heads of a layer share one state."""
+    return slot["shape"][0] == 1 < layer.get("n_heads", 1)
+
+
+def slot_words(name: str) -> str:
+    """What a reader chooses a state by: its name in the literature and in the hook points."""
+    return name.replace("_", " ")
+
+
+SPOKEN_AXES = {"state_k": "key channel", "state_v": "value channel", "state_n": "mode"}
+"""Axes of states whose names in the vocabulary are no words; the others are said as they are."""
+
+
+def state_axes(slot: Mapping[str, Any], neurons: bool = False) -> list[str]:
+    """What the axes of a state are, in words, without that of the heads. `neurons`: its rows are neurons, which act as keys."""
+    spoken = {**SPOKEN_AXES, **({"state_k": "neuron"} if neurons else {})}
+    return [spoken.get(axis, axis.replace("_", " ")) for axis in slot.get("axes", [])[1:]]
+
+
+def row_and_column(axes: Sequence[str]) -> tuple[str, str]:
+    """The two axes of a state as it is drawn: all but the last axis are joined into the rows; a vector is one column."""
+    if len(axes) < 2:
+        return (axes[0] if axes else ""), ""
+    return " × ".join(axes[:-1]), axes[-1]
 
 
 def spoken_list(items: Sequence[str]) -> str:

@@ -155,4 +155,6 @@ class Aaren(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The layer record of a run manifest."""
         heads = self.n_heads
-        return linear_record("aaren", self.core, heads, heads, heads, (heads, 1, self.d_head))
+        return linear_record(
+            "aaren", self.core, heads, heads, heads, (heads, 1, self.d_head), of_ones={"normaliser": ("head",)}
+        )

@@ -8,7 +8,7 @@ Nothing of size query × key or position × state exists unless somebody watches
 (edited − true) v and leaves the state alone; an edited state changes every later output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -145,8 +145,20 @@ def linear_record(
     n_value_heads: int,
     state: tuple[int, int, int],
     form: str = "gated_linear",
+    of_ones: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, Any]:
-    """The layer record (run manifest) of any mixer with a matrix state. `state` is (head, state_k, state_v); `form`: how runs store it."""
+    """The layer record (run manifest) of any mixer with a matrix state.
+
+    state: (head, state_k, state_v). form: how runs store it. of_ones: {name: axes} of further states that hold the same sums with every
+    value 1, as normalisers do: the factors tell them too.
+    """
+    axes = ("head", "state_k", "state_v")
+    sizes = dict(zip(axes, state, strict=True))
+    own = {"name": "state", "array": None, "axes": list(axes), "shape": list(state)}
+    further = [
+        {"name": name, "array": None, "values": "ones", "axes": list(kept), "shape": [sizes[axis] for axis in kept]}
+        for name, kept in (of_ones or {}).items()
+    ]
     return {
         "kind": kind,
         "form": form,
@@ -158,6 +170,7 @@ def linear_record(
         "alibi_slopes": None,
         "window": None,
         "pattern": core.hook_pattern.meta.as_dict(),
-        "state": {"role": "state", "axes": ["head", "state_k", "state_v"], "shape": list(state)},
+        "state": {"role": "state", "axes": list(axes), "shape": list(state)},
+        **({"states": [own, *further]} if further else {}),
         "signals": [],
     }

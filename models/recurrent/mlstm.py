@@ -161,7 +161,8 @@ class MLSTMCore(nn.Module):
 
     def record(self, kind: str, n_heads: int, d_key: int, d_head: int) -> dict[str, Any]:
         """The layer record of a run manifest."""
-        return linear_record(kind, self, n_heads, n_heads, n_heads, (n_heads, d_key, d_head))
+        of_ones = {"normaliser": ("head", "state_k")}
+        return linear_record(kind, self, n_heads, n_heads, n_heads, (n_heads, d_key, d_head), of_ones=of_ones)
 
 
 def stabiliser(i: Tensor, log_f: Tensor, before: Tensor) -> Tensor:

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import models
 from app.panels import attention as attention_panels
 from app.panels import state as state_panels
-from app.panels.base import NothingToShow
 from app.panels.words import memory_words, pattern_words, state_axes
 from app.services import LeastRecentlyUsed, Scene
 from app.theme import theme_called
 from app.view_state import ViewState
-from models.architecture_record import ARCHITECTURES
 from models.attention.site import AttentionConfig
 from models.language_model import LanguageModel, LanguageModelConfig
 from tests.lab.dense_mixer import TanhConfig
@@ -163,7 +160,7 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
     assert memory_words(record).startswith(
         "Each head carries a vector of 3 numbers (state) and a matrix of 3 × 3 numbers (moment)"
     )
-    assert state_axes(record) == ("d head", "")
+    assert [state_axes(slot) for slot in record["states"]] == [["d head"], ["row", "column"]]
     light = theme_called("light")
     for panel in (*attention_panels.PANELS, *state_panels.PANELS):
         if panel.id in (
@@ -175,52 +172,6 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
             continue
         panel.figure(scene(run), light)
         assert panel.facts(scene(run))
-
-
-models.list_models()  # registers all
-STATEFUL = sorted(name for name, record in ARCHITECTURES.items() if record.family not in ("attention", "depth"))
-
-
-@pytest.mark.parametrize("name", STATEFUL)
-def test_pages_draw_every_recurrent_form(name: str, store: RunStore) -> None:
-    """Every layer of every architecture that carries a state: each panel of both pages draws, or says why not; lines are labelled apart."""
-    model = models.build(name)
-    run = trace_run(model, TEXT[:24], store)
-    light = theme_called("light")
-    kinds = {run.layer(layer)["kind"]: layer for layer in reversed(range(model.n_layers))}
-    for layer in kinds.values():
-        record, drawn = run.layer(layer), set()
-        for panel in (*attention_panels.PANELS, *state_panels.PANELS):
-            if panel.id == "query-row":  # a strip, drawn in the browser
-                continue
-            view = scene(run, layer=layer, head=min(1, record["n_heads"] - 1), tracked=((1, 0), (0, 1)))
-            try:
-                assert panel.figure(view, light).data, panel.id
-                compile(panel.snippet_body(view), panel.id, "exec")
-                drawn.add(panel.id)
-            except NothingToShow as reason:
-                assert len(str(reason)) > 15
-        if record["form"] is not None:
-            assert {"pattern", "offsets", "row-profile"} <= drawn, record["kind"]
-        if record["state"] is not None and record["state"]["role"] == "state":
-            assert {"state", "state-norms", "tracked"} <= drawn, record["kind"]
-            assert ("spectrum" in drawn) == (len(record["state"]["axes"]) > 2), record["kind"]  # a vector has none
-            assert not {"state k", "state v"} & set(state_axes(record))  # axes are called by what they are
-        written = run.has(f"layer.{layer}.write")
-        assert ("signals" in drawn) == bool(record["signals"] or written), record["kind"]
-        labels = [signal["label"] for signal in record["signals"]]
-        assert len(set(labels)) == len(labels)
-        colours = next(panel for panel in attention_panels.PANELS if panel.id == "pattern").colours(view, light)
-        assert record["form"] is None or colours.unit == (
-            "Jacobian norm" if record["pattern"].get("kind") == "jacobian" else "weight"
-        )
-        words = " ".join(pattern_words(record))
-        assert ("Jacobian" in words) == (record["pattern"].get("kind") == "jacobian"), words
-    if name in ("gla", "kda"):
-        kept = next(panel for panel in state_panels.PANELS if panel.id == "decay")
-        decay = np.exp(run.array("layer.0.log_decay"))
-        assert decay.ndim == 3 and np.allclose(kept.block(scene(run), (0, 3), (0, 40)), decay.mean(-1))
-        assert any("mean over the rows" in fact for fact in kept.facts(scene(run)))
 
 
 def test_states_by_slot_and_traced_entries(model: LanguageModel) -> None:

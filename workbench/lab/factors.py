@@ -4,6 +4,8 @@
     factors.pattern(head=0, queries=slice(0, 64))          # exact tile
     factors.overview(head=0, size=512)                     # pooled picture of any length
     factors.state(head=0, position=40)                     # [state_k, state_v]
+    factors.slot("normaliser").state(head=0, position=40)  # of a layer that carries more than one thing
+    factors.retention(head=0)                              # what the state still answers: [after, of]
 
 The pattern side is `PatternFactors`; this module adds what the layer carries from token to token: a matrix state, the
 stored states of a dense layer, or the key-value cache of a softmax layer. numpy only.
@@ -11,14 +13,14 @@ stored states of a dense layer, or the key-value cache of a softmax layer. numpy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from workbench.lab.linear_state import LinearState
-from workbench.lab.pattern_factors import FactorError, PatternFactors, float64, take
-from workbench.lab.run_format import OVERVIEW_SIZE
+from workbench.lab.pattern_factors import FactorError, PatternFactors, Positions, float64, take
+from workbench.lab.run_format import OVERVIEW_SIZE, did_you_mean
 
 __all__ = ["FactorError", "LayerFactors", "StateEntry"]
 
@@ -31,12 +33,40 @@ class StateEntry(NamedTuple):
     value: float
 
 
+def state_slots(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a layer carries from token to token, from its record: `{name, axes, shape, ...}` each, the main state first."""
+    state = layer.get("state") or {}
+    if state.get("role") != "state":
+        return []
+    return list(layer.get("states") or [{"name": "state", **state}])
+
+
 class LayerFactors(PatternFactors):
     """Everything about one layer that its factors tell. Made like `PatternFactors`, usually by `from_run`."""
 
     def __init__(self, layer: Mapping, arrays: Mapping[str, np.ndarray], length: int | None = None):
         super().__init__(layer, arrays, length)
+        self._record, self._given = dict(layer), arrays
         self._delta_states: dict[int, LinearState] = {}
+
+    @property
+    def slots(self) -> list[dict[str, Any]]:
+        """What the layer carries from token to token, `{name, axes, shape, ...}` each; the first is what `state` is about."""
+        return state_slots(self._record)
+
+    def slot(self, name: str) -> LayerFactors:
+        """The same layer with another of the things that it carries as its state. FactorError names those that there are."""
+        known = {slot["name"]: slot for slot in self.slots}
+        if name not in known:
+            raise FactorError(f"layer {self.index} ({self.kind}) carries no {name!r}.{did_you_mean(name, known)}")
+        chosen, arrays = known[name], dict(self._given)
+        if name == self.slots[0]["name"]:
+            return self
+        if chosen.get("array") is not None:
+            arrays["states"] = arrays[f"states.{name}"]
+        else:  # the same sums, of values that are all 1
+            arrays["value"] = np.ones((1, self.length, 1), dtype=np.float32)
+        return LayerFactors({**self._record, "state": {"role": "state", **chosen}, "states": None}, arrays, self.length)
 
     def summaries(self, size: int = OVERVIEW_SIZE) -> dict[str, np.ndarray]:
         """What a trace run stores beside the factors, as float32.
@@ -58,6 +88,11 @@ class LayerFactors(PatternFactors):
         stored; a vector state is one column.
         """
         return self._state(self._head(head), self._position(position, "position")).astype(np.float32)
+
+    def state_positions(self) -> np.ndarray:
+        """Positions after which the state can be told: all, or those at which a dense layer stores it."""
+        self._need_state()
+        return self._stored_positions() if self.form == "dense" else np.arange(self.length)
 
     def state_entry(self, head: int, i: int, j: int) -> np.ndarray:
         """Entry [i, j] of the state after every token: float32 [pos].
@@ -111,6 +146,49 @@ class LayerFactors(PatternFactors):
         """Singular values of the state, largest first: float32 [min(state_k, state_v)]."""
         state = self._state(self._head(head), self._position(position, "position"))
         return np.linalg.svd(state, compute_uv=False).astype(np.float32)
+
+    def retention(self, head: int, positions: Positions = slice(None), keys: Positions = slice(None)) -> np.ndarray:
+        """How well the state after each of the ascending `positions` answers the keys of tokens `keys` with their values.
+
+        The cosine of Sᵀk and v, float32 [position, key]: 1 is remembered, 0 forgotten; nan for tokens not written yet. The
+        levels of a log-linear state answer together; rows after which a dense layer stores no state are nan. FactorError
+        where a state does not answer keys by a product.
+        """
+        head = self._head(head)
+        self._need_state()
+        after, chosen = self._positions(positions, "state"), self._positions(keys, "key")
+        for name in ("key", "value"):
+            if name not in self._arrays:
+                raise FactorError(
+                    f"layer {self.index} ({self.kind}) stores no {name}s that its state could be asked for"
+                )
+        asked, truth = (float64(take(self._of(name, head), chosen)) for name in ("key", "value"))
+        cosines = np.full((len(after), len(chosen)), np.nan, dtype=np.float32)
+        sizes = np.linalg.norm(truth, axis=1)
+        for row, (position, answers) in enumerate(zip(after, self._recalled(head, asked, after), strict=True)):
+            scale = np.linalg.norm(answers, axis=1) * sizes
+            cosine = np.divide((answers * truth).sum(1), scale, out=np.zeros(len(scale)), where=scale != 0)
+            cosines[row] = np.where(chosen <= position, cosine, np.nan)
+        return cosines
+
+    def _recalled(self, head: int, keys: np.ndarray, positions: Sequence[int]) -> Iterator[np.ndarray]:
+        """What the states after `positions` answer to `keys` [key, state_k]: [key, state_v] each."""
+        if self.form != "dense":
+            yield from self._linear_state(head).recalled(keys, positions)
+            return
+        axes = self.slots[0]["axes"]
+        if axes[-2:] != ["state_k", "state_v"]:
+            raise FactorError(
+                f"the state of layer {self.index} ({self.kind}) is {' × '.join(axes[1:]) or 'a number'}: "
+                "it answers no key by a product, so only its model can be asked what it remembers"
+            )
+        nothing, stored = np.full((len(keys), self.slots[0]["shape"][-1]), np.nan), set(self.state_positions().tolist())
+        for position in positions:
+            if position not in stored:
+                yield nothing
+                continue
+            state = self._state(head, position)
+            yield keys @ state.reshape(-1, keys.shape[1], state.shape[1]).sum(0)
 
     def cache_positions(self, position: int) -> np.ndarray:
         """Positions in the cache of a softmax layer after token `position`: all so far, or the last `window`."""

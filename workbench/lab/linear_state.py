@@ -11,6 +11,8 @@ positive and nothing overflows, however fast the state decays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from workbench.lab.vector_decay import ChannelDecay
@@ -74,7 +76,7 @@ class LinearState:
 
     def at(self, position: int) -> np.ndarray:
         """S after token `position`: float64 [state_k, state_v]."""
-        weight = self._weights(position)
+        weight = self._weights(position, 0, position + 1)
         state = np.zeros((self.key.shape[1], self.value.shape[1]))
         for start in range(0, position + 1, BLOCK):
             block = slice(start, min(start + BLOCK, position + 1))
@@ -118,6 +120,26 @@ class LinearState:
             carried = fading[-1] * carried + (keys * within[-1][:, None]).T @ values
         return np.sqrt(np.maximum(squares, 0.0))
 
+    def recalled(self, keys: np.ndarray, positions: Sequence[int]) -> Iterator[np.ndarray]:
+        """What S answers to `keys` [key, state_k] after each of the ascending `positions`: Sᵀk, float64 [key, state_v] each.
+
+        With one decay per token the answers are carried from position to position, and a state of any size is never
+        formed; with a decay per row the state is carried. O(pos) in all.
+        """
+        asked, carried, done = np.asarray(keys, dtype=np.float64), np.zeros(()), 0
+        for position in positions:
+            if done and position >= done:
+                carried = carried * self._fading(done - 1, position)
+            for start in range(done, position + 1, BLOCK):
+                block = slice(start, min(start + BLOCK, position + 1))
+                written, values = (
+                    self._keys(block) * self._weights(position, block.start, block.stop),
+                    self._values(block),
+                )
+                carried = carried + (written.T @ values if self._by_row else (asked @ written.T) @ values)
+            done = max(done, position + 1)
+            yield asked @ carried if self._by_row else carried
+
     def _stepped_norms(self) -> np.ndarray:
         norms = np.empty(self.length)
         state, kept = np.zeros((self.key.shape[1], self.value.shape[1])), np.exp(self._log_decay)
@@ -130,9 +152,15 @@ class LinearState:
                 norms[start + step] = np.sqrt(np.einsum("ij,ij", state, state))
         return norms
 
-    def _weights(self, position: int) -> np.ndarray:
-        """What the write of each token up to `position` still counts: [token, 1], or [token, state_k]."""
-        sources, written = np.arange(position + 1), self._write[: position + 1, None]
+    def _fading(self, earlier: int, position: int) -> np.ndarray:
+        """What is left after `position` of the state after `earlier`: [1, 1], or [state_k, 1]."""
+        if self._by_row:
+            return self._rows.since(position, np.array([earlier])).T
+        return np.exp(self._decay.log_between(np.array([position]), np.array([earlier])))
+
+    def _weights(self, position: int, first: int, stop: int) -> np.ndarray:
+        """What the writes of the tokens from `first` to before `stop` count after `position`: [token, 1], or [token, state_k]."""
+        sources, written = np.arange(first, stop), self._write[first:stop, None]
         if self._by_row:
             return self._rows.since(position, sources) * written
         return np.exp(self._decay.log_between(np.array([position]), sources)[0])[:, None] * written

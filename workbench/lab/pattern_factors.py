@@ -86,7 +86,8 @@ class PatternFactors:
     def from_run(cls, run: Run, layer: int) -> Self:
         """The factors of layer `layer` of a trace run, mapped from disk."""
         record, prefix = run.layer(layer), f"layer.{layer}."
-        arrays = {name: run.array(prefix + name) for name in FACTORS if run.has(prefix + name)}
+        slots = [name for slot in record.get("states") or [] if (name := f"states.{slot['name']}") not in FACTORS]
+        arrays = {name: run.array(prefix + name) for name in (*FACTORS, *slots) if run.has(prefix + name)}
         return cls(record, arrays, len((run.manifest.get("tokens") or {}).get("ids", ())))
 
     @property

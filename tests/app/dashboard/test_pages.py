@@ -71,8 +71,8 @@ def test_pages_register_themselves() -> None:
 
 @pytest.mark.parametrize("kind,expected", [
     ("softmax", {"cache-keys", "cache-values"}),
-    ("gated", {"state", "tracked", "state-norms", "spectrum", "decay"}),
-    ("bdh", {"state", "tracked", "state-norms", "spectrum", "neurons-x", "neurons-y", "top-neurons"}),
+    ("gated", {"state", "tracked", "state-norms", "spectrum", "decay", "retention"}),
+    ("bdh", {"state", "tracked", "state-norms", "spectrum", "retention", "neurons-x", "neurons-y", "top-neurons"}),
 ])  # fmt: skip
 def test_the_state_page_shows_the_memory_that_the_layer_has(services: Services, run_ids: RunIds, kind: str, expected: set[str]) -> None:
     scene = services.scene(ViewState(page="state", run=getattr(run_ids, kind)))

@@ -30,9 +30,9 @@ SHOWN = {
     "softmax": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
                 "row-profile", "offsets", "cache-keys", "cache-values"},
     "gated": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
-              "row-profile", "offsets", "state", "spectrum", "state-norms", "tracked", "decay"},
+              "row-profile", "offsets", "state", "spectrum", "state-norms", "tracked", "decay", "retention"},
     "bdh": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
-            "row-profile", "offsets", "state", "spectrum", "state-norms", "tracked", "neurons-x", "neurons-y", "top-neurons"},
+            "row-profile", "offsets", "state", "spectrum", "state-norms", "tracked", "retention", "neurons-x", "neurons-y", "top-neurons"},
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def some_view(draw: random.Random) -> ViewState:
 
     return ViewState(
         page=draw.choice(["overview", "attention", "state", "runs"]), run=draw.choice(["", "20260101-abc-1f2e3d"]),
-        layer=draw.randrange(5), head=draw.randrange(5), query=maybe(draw.randrange(99)), key=maybe(draw.randrange(99)),
+        layer=draw.randrange(5), slot=draw.choice(["", "c", "momentum"]), head=draw.randrange(5), query=maybe(draw.randrange(99)), key=maybe(draw.randrange(99)),
         rows=maybe(span()), columns=maybe(span()), state_rows=maybe(span()), state_columns=maybe(span()),
         pooling=draw.choice(list(POOLINGS)), scale=draw.choice(list(SCALES)), position=maybe(draw.randrange(99)),
         compare=maybe(draw.randrange(99)), sort=draw.choice(list(SORTS)),
@@ -48,7 +48,7 @@ def test_the_query_string_is_canonical() -> None:
         "layer=-1", "layer=1e9", "layer=99999999999", "q=٣٤", "q=1.5", "rows=9-3", "rows=5-5", "rows=1-2-3", "rows=-4",
         "pool=../../etc", "scale=<script>", "sort=rm", "track=a.b", "track=", "track=1.2.3", "run=../../etc/passwd",
         "run=A_B", "run=" + "a" * 65, "t=", "q=%00", "syn=1.2.3", "syn=2.0.1-2.0.1", "syn=1.0.x-2.0.1",
-        "syn=0.0.1-1.0.2-2.0.3", "layer=None", "q=0x10",
+        "syn=0.0.1-1.0.2-2.0.3", "layer=None", "q=0x10", "slot=<b>", "slot=a.b", "slot=" + "a" * 33,
     ],
 )  # fmt: skip
 def test_a_bad_value_falls_back_to_its_default(query: str) -> None:
@@ -76,6 +76,13 @@ def test_clamping_fits_a_view_to_a_shorter_run() -> None:
     assert (fitted.layer, fitted.head, fitted.query, fitted.key) == (1, 1, 59, 3)
     assert (fitted.rows, fitted.columns, fitted.position, fitted.compare) == ((40, 60), None, 59, 2)
     assert view.clamped(60, []).layer == 0
+
+
+def test_a_state_that_the_layer_does_not_carry_falls_back_to_its_first() -> None:
+    slots = [["h", "c"], ["state"], []]
+    assert [ViewState(layer=layer, slot="c").clamped(9, [1, 1, 1], slots).slot for layer in range(3)] == ["c", "", ""]
+    assert ViewState(slot="h").clamped(9, [1], slots).slot == ""  # one view has one address
+    assert ViewState(slot="c").to_query() == "v=1&slot=c"
 
 
 def test_a_span_that_is_everything_is_no_span() -> None:
