@@ -16,9 +16,11 @@ class PrefixConfig:
     """The tokens of a prefix read each other in both directions; the others read the past (prefix language model, Raffel et al. 2020).
 
     Args: length: tokens of the prefix. None: the call says it, `facts={"prefix_length": n}`, a number or one per sequence [batch].
+    optional: a call that does not say it has no prefix.
     """
 
     length: int | None = None
+    optional: bool = False
     kind: str = "prefix"
 
 
@@ -33,6 +35,8 @@ class Prefix(Mask):
         """[batch or 1, 1, query, key]."""
         context = call.context
         length = context.fact("prefix_length") if self.config.length is None else self.config.length
+        if length is None and self.config.optional:
+            length = 0
         if length is None:
             raise ValueError(
                 "This model needs the length of the prefix. Expected facts={'prefix_length': n} in the call."

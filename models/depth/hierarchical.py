@@ -49,7 +49,7 @@ class Hierarchical(Wiring):
     start_low: Tensor
     start_high: Tensor
 
-    def __init__(self, config: HierarchicalConfig, model: Any) -> None:
+    def __init__(self, config: Any, model: Any) -> None:
         super().__init__()
         self.config, self.n_layers = config, model.n_layers
         if config.low >= model.n_layers:
@@ -63,11 +63,15 @@ class Hierarchical(Wiring):
                 visits += [(layer, cycle * config.steps + step) for layer in fast]
             visits += [(layer, cycle) for layer in slow]
         self.visits = tuple(visits)
+        self.start(model)
+        self.hook_low = several_times(HookPoint("low_state", "batch pos d_model"), config.cycles * config.steps)
+        self.hook_high = several_times(HookPoint("high_state", "batch pos d_model"), config.cycles)
+
+    def start(self, model: Any) -> None:
+        """Register the states before the first run, [d_model]."""
         generator = torch.Generator().manual_seed(model.seed)
         for name in ("low", "high"):
             self.register_buffer(f"start_{name}", torch.randn(model.d_model, generator=generator).clamp(-2, 2))
-        self.hook_low = several_times(HookPoint("low_state", "batch pos d_model"), config.cycles * config.steps)
-        self.hook_high = several_times(HookPoint("high_state", "batch pos d_model"), config.cycles)
 
     def begin(self, x: Tensor, context: Context) -> Notes:
         return {"input": x, "low": self.start_low.expand_as(x), "high": self.start_high.expand_as(x)}

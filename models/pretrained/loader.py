@@ -81,15 +81,19 @@ def load_folder(
 def _fill(
     model: Decoder, conversion: Conversion, checkpoint: Checkpoint, dtype: torch.dtype | None, progress: Progress | None
 ) -> None:
-    """Every weight of the model from the checkpoint, and every tensor of the checkpoint in the model."""
-    own = dict(model.named_parameters())
+    """Every weight of the model from the checkpoint, and every tensor of the checkpoint in the model.
+
+    Buffers that the converter names are taken as they are stored, in their own precision.
+    """
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    own |= {name: buffer for name, buffer in model.named_buffers() if name in conversion.weights}
     sources = {name: source for name, source in conversion.weights.items() if name in own}
     lacking = sorted(set(own) - set(sources))
     if lacking:
         raise CheckpointError(f"The converter of {checkpoint.folder} says nothing about our weight {lacking[0]!r}.")
     for number, (name, source) in enumerate(sources.items()):
         source = type(source)(tuple(_found(item, conversion.prefix, checkpoint) for item in source.names), source.make)
-        tensor = checkpoint.read(source, dtype)
+        tensor = checkpoint.read(source, dtype if isinstance(own[name], nn.Parameter) else None)
         if tensor.shape != own[name].shape:
             raise CheckpointError(
                 f"{checkpoint.folder}: {' and '.join(source.names)} gives {name} the shape {tuple(tensor.shape)}; its config.json says "
@@ -119,6 +123,9 @@ def _found(name: str, prefix: str, checkpoint: Checkpoint) -> str:
 
 def _assign(model: nn.Module, name: str, placeholder: Tensor, tensor: Tensor) -> None:
     path, _, last = name.rpartition(".")
+    if not isinstance(placeholder, nn.Parameter):
+        setattr(model.get_submodule(path), last, tensor)
+        return
     parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     parameter.__dict__.update(placeholder.__dict__)  # such as: no weight decay
     setattr(model.get_submodule(path), last, parameter)
