@@ -245,17 +245,29 @@ def _first_tokens(model: Any, text: str | Tensor, length: int) -> Tensor:
     return model.to_tokens(text)[:, :length]
 
 
+def sequences_read(
+    model: Any,
+    *,
+    text: str | Tensor | None = None,
+    corpus: str | None = None,
+    vocab: int | None = None,
+    length: int = 96,
+    sequences: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """What the census and the sinks read, [sequence, pos]: the text, pieces of the corpus, or made-up sequences. As `run_probes`."""
+    length = min(length, model.n_ctx or length)
+    tokens = texts_read(model, text, corpus, length, sequences)
+    if tokens is not None:
+        return tokens
+    size = min(model.vocab_size, 128) if vocab is None else vocab
+    return make_task("induction", vocab_size=size, length=length, seed=seed).batch(sequences, split="validation").tokens
+
+
 def _profiles(model: Any, length: int, options: dict[str, Any]) -> tuple[np.ndarray | None, tuple[str, ...], str]:
     """Mean weight by distance of every head on what the probes read: ([layer, head, distance], layer names, why there is none)."""
-    sequences, seed = int(options.get("sequences", 16)), int(options.get("seed", 0))
-    tokens = texts_read(model, options.get("text"), options.get("corpus"), length, sequences)
-    if tokens is None:
-        vocab = options.get("vocab") or min(model.vocab_size, 128)
-        tokens = (
-            make_task("induction", vocab_size=vocab, length=length, seed=seed)
-            .batch(sequences, split="validation")
-            .tokens
-        )
+    read = {key: value for key, value in options.items() if key != "whole_patterns"}
+    tokens = sequences_read(model, length=length, **read)
     try:
         whole = bool(options.get("whole_patterns", False))
         found = attention_statistics(model, tokens, statistics=["profile"], whole_patterns=whole)
@@ -304,6 +316,7 @@ def store_probes(
     | `<probe>.<score>` | layer, head | the score; with `.low` and `.high` its bootstrap interval, nan where there is none |
     | `<probe>.<score>.chance` | layer | what a head without the habit scores, nan where that is not known |
     | `<probe>.<score>.twin` | layer, head | the random twin's scores |
+    | `<probe>.<score>.stands_out` | layer, head | 1 where the interval lies above chance and above the twin's best head |
     | `<probe>.<score>.by_length`, `.by_length.low`, `.by_length.high` | length, layer, head | at each of `lengths` |
     | `profile`, `profile.twin` | layer, head, distance | mean weight by distance |
 
@@ -349,6 +362,7 @@ def _store_table(run: Any, name: str, table: ScoreTable, untrained: ScoreTable |
     for end, values in (("low", table.low), ("high", table.high)):
         run.add_array(f"{name}.{end}", values.astype(np.float32), axes=("layer", "head"))
     run.add_array(f"{name}.chance", table.chance.astype(np.float32), axes=("layer",))
+    run.add_array(f"{name}.stands_out", table.stands_out(untrained).astype(np.uint8), axes=("layer", "head"))
     if untrained is not None and untrained.values.shape == table.values.shape:
         run.add_array(f"{name}.twin", untrained.values.astype(np.float32), axes=("layer", "head"))
 

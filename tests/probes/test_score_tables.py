@@ -105,6 +105,9 @@ def test_a_survey_is_the_probes_at_each_length_and_on_the_twin(surveyed: tuple[S
     np.testing.assert_allclose(run.array("induction.induction.by_length")[0], plain["induction"], atol=1e-6)
     np.testing.assert_array_equal(run.array("induction.induction.by_length")[1], run.array("induction.induction"))
     assert run.array("lengths").tolist() == [36, 56]
+    low, twin = run.array("induction.induction.low"), run.array("induction.induction.twin")
+    np.testing.assert_array_equal(run.array("induction.induction.stands_out"), low > max(0.0, twin.max()))
+    assert run.array("induction.induction.stands_out").any()
     untrained = run_probes(random_twin(model, 1), ["induction"], length=56, sequences=6)["induction"]
     np.testing.assert_allclose(run.array("induction.induction.twin"), untrained["induction"], atol=1e-6)
     census = found.results["census"]

@@ -1,0 +1,184 @@
+"""The Probes page: what it stores beside the battery, its panels' Python, refusals in the probe's words, heads that lead to Attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from app.dashboard import build_app, job_line
+from app.destinations import Destination
+from app.measure.common import FormError
+from app.measure.probes import MADE_UP, OWN, look_at, sources, start_probing
+from app.model_service import WorkbenchModels
+from app.pages import find_pages
+from app.pages.probes import brushed_places, grid_rows, head_words, looked
+from app.panels.base import NothingToShow
+from app.panels.probes import chosen_head, chosen_score, other_score
+from app.services import Services
+from app.theme import DARK, LIGHT
+from app.view_state import ViewState
+from probes.battery import store_probes, survey
+from tests.app.dashboard.bdh_runs import finished
+from tests.app.dashboard.test_bdh_measurements import check_panels
+from tests.app.dashboard.test_pages import text_of
+from workbench.lab.jobs import Job, JobQueue
+from workbench.lab.runs import RunStore
+
+PAGE = next(page for page in find_pages() if page.name == "probes")
+PANELS = {panel.id: panel for panel in PAGE.panels}
+FORM = {"name": "induction-circuit", "probes": ["induction", "census", "sinks", "retrieval"], "source": MADE_UP, "text": "", "length": 40,
+        "lengths": "28", "sequences": 4, "seed": 0, "twin": True, "whole": False}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    torch.set_num_threads(1)
+    store, jobs = RunStore(tmp_path_factory.mktemp("probes")), JobQueue()
+    catalogue = WorkbenchModels(store, jobs)
+    catalogue.warm_up()
+    yield Services(store, jobs, catalogue)
+    jobs.shutdown(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def result(services: Services) -> str:
+    return finished(services, start_probing(services, **FORM))
+
+
+def view(result: str, **changes: object) -> ViewState:
+    return ViewState(page="probes", result=result, **changes)  # type: ignore[arg-type]
+
+
+def test_the_page_stores_what_the_survey_finds(services: Services, result: str) -> None:
+    run = services.open_run(result)
+    expected = survey(models.load("induction-circuit"), FORM["probes"], length=40, lengths=(28,), sequences=4)  # type: ignore[arg-type]
+    twice = store_probes(services.store, models.load("induction-circuit"), expected)
+    assert set(run.arrays()) == set(twice.arrays()) and run.manifest["results"] == twice.manifest["results"]
+    for name in run.arrays():
+        np.testing.assert_array_equal(run.array(name), twice.array(name), err_msg=name)
+    services.store.delete(twice.id)
+
+
+@pytest.mark.parametrize("score", ["induction.previous_token", "sinks.first_mass"])
+def test_panels_draw_and_their_python_makes_their_arrays(
+    services: Services, result: str, score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(PANELS) if score.startswith("induction") else ["probe-list", "probe-twin", "probe-dose"]
+    check_panels(
+        services, view(result, score=score, against="sinks.sink_mass", measured_head="1.2"), names, monkeypatch
+    )
+
+
+def test_what_is_chosen_follows_the_address(services: Services, result: str) -> None:
+    scene = services.scene(view(result))
+    assert chosen_score(scene) == "induction.induction" and other_score(scene) == "census.induction"
+    row, head = chosen_head(scene)  # type: ignore[misc]
+    values = services.open_run(result).array("induction.induction")
+    assert values[row, head] == values.max() and row == 1
+    other = services.scene(view(result, score="sinks.sink_mass", against="sinks.sink_mass", measured_head="0.3"))
+    assert (chosen_score(other), chosen_head(other)) == ("sinks.sink_mass", (0, 3)) and other_score(
+        other
+    ) != "sinks.sink_mass"
+    assert chosen_head(services.scene(view(result, measured_head="7.0"))) == (row, head)  # not in this model
+    assert "Head 0.3" in text_of(head_words(other)) and "copy–paste score" in text_of(head_words(other))
+    rows = grid_rows(scene, None)
+    assert [each["score"] for each in rows] == sorted((each["score"] for each in rows), reverse=True) and len(rows) == 8
+    assert {each["id"] for each in grid_rows(scene, ["1.0", "0.2"])} == {"1.0", "0.2"}
+    assert brushed_places({"points": [{"customdata": "1.0"}, {"x": 1}]}) == ["1.0"] and brushed_places(None) is None
+    page = text_of(PAGE.build(services, scene))
+    assert "Attention sinks" in page and "Retrieval heads" in page and "Newest first" in page
+
+
+def test_a_probe_that_refuses_says_so_in_its_own_words(services: Services) -> None:
+    found = finished(services, start_probing(services, **{**FORM, "name": "gpt2-random", "probes": ["retrieval", "sinks"], "source": OWN,
+                                                          "text": "abcdefgh" * 5, "lengths": "", "twin": False}))  # fmt: skip
+    scene = services.scene(view(found))
+    with pytest.raises(NothingToShow, match=r"in none of .* runs"):
+        PANELS["probe-retrieval"].figure(scene, LIGHT)
+    with pytest.raises(NothingToShow, match="not among those"):
+        PANELS["probe-census"].figure(scene, LIGHT)
+    with pytest.raises(NothingToShow, match="tick the random twin"):
+        PANELS["probe-twin"].figure(scene, LIGHT)
+    with pytest.raises(NothingToShow, match="further lengths"):
+        PANELS["probe-dose"].figure(scene, LIGHT)
+    assert any("one text has no interval" in fact for fact in PANELS["probe-sinks"].facts(scene))
+
+
+def test_a_model_without_patterns_and_one_with_a_single_head(services: Services) -> None:
+    from dataclasses import replace
+
+    refused = {
+        **FORM,
+        "name": "lstm-random",
+        "probes": ["sinks", "retrieval"],
+        "lengths": "",
+        "sequences": 2,
+        "twin": False,
+    }
+    scene = services.scene(view(finished(services, start_probing(services, **refused))))
+    for name in ("probe-retrieval", "probe-sinks", "probe-list", "probe-profile", "probe-scatter"):
+        with pytest.raises(NothingToShow):
+            PANELS[name].figure(scene, DARK)
+    assert "None of the probes" in text_of(head_words(scene)) and looked(services, scene, "")[2]
+    config = models.build("attention-only").config
+    lone = models.build("attention-only", config=replace(config, mixer=replace(config.mixer, n_heads=1), n_layers=3))
+    run = store_probes(
+        services.store, lone, survey(lone, ["induction", "sinks"], length=30, sequences=3), settings={"length": 30}
+    )
+    scene = services.scene(view(run.id, measured_head="2.0"))
+    figure = PANELS["probe-induction"].figure(scene, LIGHT)
+    assert np.shape(figure.data[0].z) == (3, 1) and figure.data[0].customdata[2][0] == "2.0"
+    assert PANELS["probe-twin"].values(scene).shape == (2, 3, 1) and PANELS["probe-profile"].values(scene).shape == (
+        30,
+    )
+
+
+def test_a_head_leads_to_the_attention_page(services: Services, result: str) -> None:
+    run = services.open_run(result)
+    job = look_at(services, run, "1.2")
+    assert isinstance(job, Job)  # there was no trace of this model
+    done = services.jobs.wait(job.id, timeout=600)
+    assert isinstance(done.result, Destination), done.error
+    target = {"change": {"run": done.result.run, "layer": 1, "head": 2}, "page": "/attention"}
+    assert (
+        job_line(services, job.id)["target"] == target and look_at(services, run, "1.2") == target
+    )  # now there is one
+    trace = services.open_run(done.result.run)
+    assert trace.kind == "trace" and len(trace.manifest["tokens"]["ids"]) == 40  # the first made-up sequence
+    assert looked(services, services.scene(view(result, measured_head="1.2")), "")[0] == target
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"name": "gpt-englsh"}, "Did you mean 'gpt-english'"), ({"probes": []}, "at least one probe"),
+    ({"probes": ["sink"]}, "Did you mean 'sinks'"),
+    ({"source": "wikipedia"}, "what is read"), ({"source": OWN, "text": " "}, "Type a text"),
+    ({"lengths": "48; x"}, "whole numbers separated"),
+    ({"lengths": "9000"}, "from 24 to 512"), ({"length": 8}, "the length is 8"), ({"sequences": 1}, "sequences is 1"),
+    ({"lengths": ",".join(["30"] * 7)}, "7 further lengths"),
+])  # fmt: skip
+def test_mistakes_in_the_form_are_named(services: Services, changes: dict, words: str) -> None:
+    with pytest.raises(FormError, match=words):
+        start_probing(services, **{**FORM, **changes})
+
+
+def test_wiring(services: Services, result: str) -> None:
+    """A brushed scatter narrows the list, over HTTP as the browser asks for it."""
+    client = build_app(services.store, services.jobs, services.models).server.test_client()
+    part = {"depends": [], "view": {"result": result, "score": "induction.induction"}}
+    scatter = '{"panel":"probe-scatter","type":"graph"}'
+    answer = client.post("/_dash-update-component", json={
+        "output": "..probe-grid.rowData...probe-brushed.children..",
+        "outputs": [{"id": "probe-grid", "property": "rowData"}, {"id": "probe-brushed", "property": "children"}],
+        "inputs": [
+            {"id": {"type": "slice", "kind": "content", "panel": "probe-grid"}, "property": "data", "value": part},
+            {"id": {"type": "graph", "panel": "probe-scatter"}, "property": "selectedData", "value": {"points": [{"customdata": "1.3"}]}},
+        ],
+        "changedPropIds": [f"{scatter}.selectedData"],
+    })  # fmt: skip
+    rows = answer.get_json()["response"]["probe-grid"]["rowData"]
+    assert [row["id"] for row in rows] == ["1.3"] and rows[0]["head"] == "1.3"
+    assert sources()[0][0] == MADE_UP
