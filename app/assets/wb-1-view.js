@@ -140,7 +140,7 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       },
       burger: (opened, navbar) => ({ ...navbar, collapsed: { mobile: !opened } }),
       // These pages need the room of the inspector, and have nothing to inspect.
-      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && ["runs", "cases"].includes(view.page) } }),
+      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && ["runs", "cases", "probes", "features"].includes(view.page) } }),
       close_burger: () => false,
       text_size: (text) => (text ? `${text.length.toLocaleString("en")} characters` : ""),
       export_png: () => workbench.exportFigure("png"),
