@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from app.measure.common import (
@@ -73,8 +74,8 @@ def start_finding(
 
     `concept`: "own", with the two texts (one sentence a line, `group | sentence` where it has a group), or a labelled concept, of which
     `sentences` are drawn. `layer`, `head`: of the target; "" for all. `shuffles`: labellings in the control. `draws`: matched synapses in
-    the causal check, 0 for none. `dictionary`: one of `dictionaries`, whose best feature is one more rival. FormError, in words for the
-    reader, for a bad form.
+    the causal check, 0 for none. `dictionary`: one of `dictionaries`, whose best feature is one more rival, or a Path that the caller
+    answers for (a page gives words, never a Path). FormError, in words for the reader, for a bad form.
     """
     chosen = checked_choice(concept, "the concept", [OWN, *concept_names()])
     if chosen == OWN:
@@ -93,7 +94,9 @@ def start_finding(
             "n_shuffles": checked_number(shuffles, "shuffles", 0, 200), "n_bootstrap": RESAMPLES,
         },
         "draws": checked_number(draws, "draws of the causal check", 0, 200),
-        "dictionary": checked_choice(dictionary or NO_DICTIONARY, "the dictionary", [value for value, _ in dictionaries(services)]),
+        "dictionary": str(dictionary.resolve()) if isinstance(dictionary, Path) else checked_choice(
+            dictionary or NO_DICTIONARY, "the dictionary", [value for value, _ in dictionaries(services)]
+        ),
     }  # fmt: skip
     title = f"Concept synapses: {'own sentences' if chosen == OWN else chosen}, {settings['model']}"
     return services.jobs.submit(title, _measure, key=f"{KIND}:{settings}", services=services, settings=settings)
