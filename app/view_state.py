@@ -31,6 +31,8 @@ HEAD_SCORES = {
 MAX_TRACKED = 8
 MAX_SYNAPSES = 6
 _LARGEST = 10**7
+LONGEST_LINES = 6_000
+"""Characters of a text in the address; what is longer is not kept there."""
 
 _SPANS = ("rows", "columns", "state_rows", "state_columns", "shared_rows", "shared_columns")
 
@@ -51,6 +53,7 @@ class ViewState:
     has passed, `lens` reads it there.
     `score` and `against` are scores of a measurement of heads ("probe.score"), `measured_head` is a row and a head of its tables
     ("row.head"); `feature` is a feature of a dictionary.
+    `basket` are operations and `prompts` texts that they run on, one a line.
     """
 
     page: str = field(default="overview", metadata={"key": None})
@@ -85,6 +88,8 @@ class ViewState:
     against: str = field(default="", metadata={"key": "vs"})
     measured_head: str = field(default="", metadata={"key": "mh"})
     feature: int | None = field(default=None, metadata={"key": "feature"})
+    basket: str = field(default="", metadata={"key": "do"})
+    prompts: str = field(default="", metadata={"key": "on"})
 
     @classmethod
     def from_url(cls, path: str | None, query: str | None) -> ViewState:
@@ -222,6 +227,11 @@ def _read_choice(choices: dict[str, str]) -> Callable[[str], str | None]:
     return lambda text: text if text in choices else None
 
 
+def _read_lines(text: str) -> str | None:
+    kept = "".join(c for c in text if c.isprintable() or c == "\n").strip()
+    return kept if kept and len(kept) <= LONGEST_LINES else None
+
+
 def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
 
@@ -257,6 +267,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "run_b": _read_run, "head_b": _read_head, "head_score": _read_choice(HEAD_SCORES),
     "shared_rows": _read_span, "shared_columns": _read_span,
     "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
+    "basket": _read_lines, "prompts": _read_lines,
 }  # fmt: skip
 
 

@@ -1,147 +1,122 @@
-"""Running a basket of edits of a BDH's memory beside matched random twins: the job behind the Intervene page."""
+"""Running a basket of operations beside matched random ones: the job behind the Intervene page and behind "ablate" on other pages."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
 from typing import Any
 
-from app.measure.basket import OF_SYNAPSES, Edit, parse_basket, random_twin
-from app.measure.common import FormError, checked_number, model_record
-from app.measure.synapses import searchable, synapse_of
+from app.measure.basket import lines_of, offers_of, parse_basket, prompts_of
+from app.measure.common import FormError, checked_number, checked_text, model_of, part_of, repeatable
 from app.services import Scene, Services
+from probes.interventions.language import Operation
+from probes.interventions.offers import dictionaries_below
 from workbench.lab.jobs import Job
 from workbench.lab.run_synapses import RunSynapses
+from workbench.lab.runs import RunError
 
-KIND = "bdh-interventions"
-POOL = 400
+KIND = "intervention"
+MOST_DRAWS = 100
 
 
-def start_intervening(services: Services, scene: Scene, basket: Any, draws: Any, seed: Any) -> Job:
-    """Queue the edits of `basket` on the open run's text, with `draws` matched random baskets. FormError for what cannot be run."""
-    run, at = searchable(services, scene)
-    reader = RunSynapses(run)
-    edits = parse_basket(str(basket or ""), scene.n_tokens)
-    for edit in edits:
-        if edit.synapse is not None:
-            try:
-                reader.check(((edit.synapse[0], *edit.synapse[1:3]), (edit.synapse[3], *edit.synapse[4:])))
-            except ValueError as error:
-                raise FormError(f"{edit.kind}: {error}.") from None
-        if edit.layer not in reader.layers:
-            raise FormError(
-                f"{edit.kind}: there is no layer {edit.layer}; this model has layers 0 to {reader.layers[-1]}."
-            )
-        for head, neuron in edit.neurons:
-            if head >= reader.heads or neuron >= reader.neurons:
-                raise FormError(
-                    f"neurons: there is no neuron {head}.{neuron}; there are {reader.heads} heads of {reader.neurons} neurons."
-                )
+def start_intervening(
+    services: Services,
+    scene: Scene,
+    basket: Any,
+    draws: Any,
+    seed: Any,
+    prompts: Any = None,
+    target: Any = "",
+    against: Any = "",
+) -> Job:
+    """Queue the operations of `basket` on the open run's model, with `draws` matched random baskets.
+
+    `prompts`: one a line; none: the address's, else the open run's text. `target`, `against`: single tokens; none: what is expected most.
+    The target is watched after the pinned token of the run's text, or after the last token of other prompts. FormError for what cannot run.
+    """
+    try:
+        run = scene.opened()
+    except RunError as error:
+        raise FormError(f"{str(error)[:1].upper()}{str(error)[1:]}. Open a run above.") from None
+    repeatable(services, run)
+    own = prompts_of(scene) if prompts is None else lines_of(str(prompts))
+    is_run = not own or own == [run.manifest.get("text")]
+    texts = [str(run.manifest.get("text"))] if is_run else [checked_text(each, "prompt") for each in own]
+    operations = parse_basket(str(basket or ""), scene.n_tokens if is_run else None)
+    check(services, scene, operations)
     settings = {
-        "run": run.id, "basket": str(basket), "at": at, "draws": checked_number(draws, "draws", 1, 100),
+        "run": run.id, "basket": str(basket), "prompts": texts, "at": scene.query if is_run else -1, "target": str(target or ""),
+        "against": str(against or ""), "draws": checked_number(draws, "draws", 0, MOST_DRAWS),
         "seed": checked_number(seed, "the seed", 0, 10**6),
     }  # fmt: skip
+    title = f"{'; '.join(map(str, operations))[:70]} in {run.model['name']}"
     return services.jobs.submit(
-        f"{len(edits)} edit{'s' if len(edits) > 1 else ''}: {edits[0].kind} …", _run, key=f"{KIND}:{settings}", services=services,
-        name=run.model["name"], text=run.manifest["text"], settings=settings,
-    )  # fmt: skip
-
-
-def hooks_of(model: Any, text: str, edits: list[Edit]) -> list[Any]:
-    """The hooks of some edits for `model.run_with_hooks`."""
-    from probes import bdh
-    from workbench import EditState
-
-    length = model.to_tokens(text).shape[1]
-    hooks: list[Any] = []
-    for edit in edits:
-        synapse = None if edit.synapse is None else synapse_of(edit.synapse)
-        if edit.kind == "ablate":
-            hooks.append(bdh.ablate_synapse(model, text, synapse, after=edit.after))
-        elif edit.kind == "clamp":
-            hooks.append(bdh.clamp_synapse(model, text, synapse, edit.value, after=edit.after))
-        elif edit.kind == "copy":
-            hooks.append(
-                bdh.copy_synapse(model, text, synapse, after=edit.after, source_tokens=edit.text, source_after=-1)
-            )
-        elif edit.kind == "mute":
-            hooks += bdh.mute_synapse(model, synapse)
-        elif edit.kind == "neurons":
-            hooks += bdh.ablate_neurons(model, list(edit.neurons))
-        elif edit.kind == "freeze":
-            hooks.append(bdh.freeze_writes(model, since=edit.after, length=length))
-        elif edit.kind == "block":
-            hooks.append(bdh.block_reads(model, positions=list(edit.positions)))
-        elif edit.kind == "scale":
-            hooks.append(EditState(layer=edit.layer, after=edit.after, operation="scale", value=edit.value))
-        else:
-            hooks += bdh.copy_state(model, edit.text, source_after=-1, after=edit.after, layer=edit.layer)
-    return hooks
-
-
-def effect_of(model: Any, text: str, edits: list[Edit]) -> tuple[Any, Any]:
-    """What edits change: (loss of every token [pos], nan at 0; log p of the next token [pos, vocab]), in nats, as float64."""
-    import torch
-
-    tokens = model.to_tokens(text)
-    with torch.no_grad():
-        plain = model(tokens)[0].double().log_softmax(-1)
-        changed = model.run_with_hooks(tokens, hooks=hooks_of(model, text, edits))[0].double().log_softmax(-1)
-    change = changed - plain
-    loss = -change[:-1].gather(1, tokens[0, 1:, None])[:, 0]
-    return torch.cat([loss.new_full((1,), float("nan")), loss]).numpy(), change.numpy()
-
-
-def twins_of(model: Any, text: str, edits: list[Edit], draws: int, seed: int) -> list[list[Edit]]:
-    """`draws` baskets of matched random edits: synapses of about the same strength and reading, neurons of about the same activity."""
-    import numpy as np
-
-    from app.measure.synapses import address_of
-    from probes.bdh.concepts_causal import matched_synapses
-
-    length, chance = model.to_tokens(text).shape[1], random.Random(seed)
-    synapses = [synapse_of(edit.synapse) for edit in edits if edit.synapse is not None]
-    matched = (
-        matched_synapses(model, synapses, [text], draws, POOL, np.random.default_rng(seed))[0]
-        if synapses
-        else [()] * draws
+        title, _run, key=f"{KIND}:{settings}", services=services, run_id=run.id, settings=settings
     )
-    activity: dict[tuple[int, int], float] = {}
-    if any(edit.kind == "neurons" for edit in edits):
-        _, cache = model.run_with_cache(text, names=[f"blocks.{layer}.hook_x" for layer in range(model.n_layers)])
-        mean = sum(each[0].double().mean(1) for each in cache.values()) / model.n_layers
-        activity = {(h, n): float(v) for h, row in enumerate(mean.tolist()) for n, v in enumerate(row)}
-    baskets = []
-    for found in matched:
-        others = iter(found)
-        basket = []
-        for edit in edits:
-            if edit.kind in OF_SYNAPSES:
-                address = address_of(next(others))
-                basket.append(Edit(**{**vars(edit), "synapse": tuple(address)}))
-            else:
-                basket.append(random_twin(edit, length, chance, activity))
-        baskets.append(basket)
-    return baskets
 
 
-def _run(job: Job, services: Services, name: str, text: str, settings: dict[str, Any]) -> str:
+def check(services: Services, scene: Scene, operations: Sequence[Operation]) -> None:
+    """FormError for operations that the open run's model does not take, or for layers, heads and synapses that it lacks."""
+    offers, layers = offers_of(services, scene), scene.layers
+    for operation in operations:
+        offer = offers[operation.kind]
+        if not offer.offered:
+            raise FormError(f"{str(operation)!r}: this model does not take it: {offer.reason}.")
+        if operation.layer is not None and layers and operation.layer >= len(layers):
+            raise FormError(
+                f"{str(operation)!r}: there is no layer {operation.layer}; this model has layers 0 to {len(layers) - 1}."
+            )
+        if (
+            operation.place == "head"
+            and layers
+            and max(operation.units) >= (heads := layers[operation.layer or 0]["n_heads"])
+        ):
+            raise FormError(
+                f"{str(operation)!r}: there is no head {max(operation.units)}; layer {operation.layer} has {heads}."
+            )
+        if operation.synapse is not None or operation.neurons:
+            _check_bdh(scene, operation)
+
+
+def _check_bdh(scene: Scene, operation: Operation) -> None:
+    reader = RunSynapses(scene.opened())
+    for head, neuron in operation.neurons:
+        if head >= reader.heads or neuron >= reader.neurons:
+            raise FormError(
+                f"neurons: there is no neuron {head}.{neuron}; there are {reader.heads} heads of {reader.neurons} neurons."
+            )
+    if operation.synapse is not None:
+        one, two, three, four, five, six = operation.synapse
+        try:
+            reader.check(((one, two, three), (four, five, six)))
+        except ValueError as error:
+            raise FormError(f"{operation.kind}: {error}.") from None
+
+
+def dictionaries_of(services: Services, model: str) -> Any:
+    """Where the names of dictionaries lead: folders of this model right below the runs root, never a path of the reader's own."""
+
+    def find(name: str) -> Any:
+        from probes.interventions.dictionaries import open_dictionary
+
+        known = dictionaries_below(services.store.root, model)
+        if name not in known:
+            raise FormError(
+                f"There is no dictionary {name!r} of this model in the runs folder. Known: {', '.join(known) or 'none'}."
+            )
+        return open_dictionary(known[name])
+
+    return find
+
+
+def _run(job: Job, services: Services, run_id: str, settings: dict[str, Any]) -> str:
     job.progress(0.0, "loading the model")
-    import numpy as np
+    from probes.interventions import intervene, store_effects
 
-    model = services.models.load(name)
-    edits = parse_basket(settings["basket"], model.to_tokens(text).shape[1])
-    job.progress(0.1, "the edits")
-    loss, change = effect_of(model, text, edits)
-    controls = []
-    for number, twin in enumerate(twins_of(model, text, edits, settings["draws"], settings["seed"])):
-        job.progress(
-            0.3 + 0.6 * number / settings["draws"], f"matched random edits {number + 1} of {settings['draws']}"
-        )
-        controls.append(effect_of(model, text, twin)[0])
-    with services.store.create(KIND, job.title, model=model_record(model), text=text) as run:
-        run.add_array("loss", loss, axes=("pos",), unit="nats")
-        run.add_array("controls", np.stack(controls), axes=("draw", "pos"), unit="nats")
-        run.add_array("log_probs", change[settings["at"]], axes=("vocab",), unit="nats")
-        names = model.tokenizer.token_strings(list(range(change.shape[1]))) if model.tokenizer is not None else []
-        run.set(settings=settings, results={"vocab": names}, seed=settings["seed"])
-    return run.id
+    run = services.open_run(run_id)
+    model = model_of(services, run)
+    effects = intervene(
+        model, settings["prompts"], settings["basket"], target=settings["target"], wrong=settings["against"], at=settings["at"],
+        controls=settings["draws"], seed=settings["seed"], dictionaries=dictionaries_of(services, str(run.model["name"])),
+        progress=part_of(job, 0.1, 0.98),
+    )  # fmt: skip
+    return store_effects(services.store, model, effects, title=job.title, settings=settings).id

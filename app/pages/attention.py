@@ -8,6 +8,7 @@ from typing import Any
 from dash import Dash, Output, html
 from dash.development.base_component import Component
 
+from app import ablate
 from app.frames import frame, scene_of_slice, slice_input, view_slice
 from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice
 from app.panels.attention import PANELS
@@ -37,7 +38,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     return [
         html.Div(
             [
-                frame(pattern, scene, "span-8", above=[html.Div([chips, zoom], className="map-bar")]),
+                frame(pattern, scene, "span-8", above=[html.Div([chips, zoom], className="map-bar"), ablate.button(scene)]),
                 html.Div([frame(heads, scene, ""), frame(received, scene, "")], className="column span-4"),
                 frame(row, scene, "span-12"),
                 frame(row_profile, scene, "span-6"),

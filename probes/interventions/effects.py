@@ -280,7 +280,8 @@ def store_effects(
     """The effects as a run of kind `"intervention"`.
 
     Arrays: `loss`, `top` (changes, [pos], all prompts in a row) and `controls`, `controls.top` (of the controls, [draw, pos]); `target`,
-    [prompt], `controls.target` [draw, prompt]; `log_probs`, its change after the chosen token of the first prompt, [vocab]; `prompt` [pos].
+    [prompt], `controls.target` [draw, prompt]; `log_probs`, its change after the chosen token of the first prompt, and `log_probs.before`,
+    [vocab]; `prompt` [pos].
     """
     about: dict[str, Any] = model.about() if hasattr(model, "about") else {}
     name = getattr(model, "name", type(model).__name__)
@@ -303,6 +304,7 @@ def store_effects(
             )
         change = effects.edited.log_probs[0] - effects.plain.log_probs[0]
         run.add_array("log_probs", change, axes=("vocab",), unit="nats")
+        run.add_array("log_probs.before", effects.plain.log_probs[0], axes=("vocab",), unit="nats")
         run.add_array("prompt", effects.prompt.astype(np.int32), axes=("pos",))
         results = {**effects.to_json(names), "tokens": strings, "vocab": names or []}
         run.set(

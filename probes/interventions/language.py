@@ -20,7 +20,7 @@ from typing import Any
 from probes.interventions.kinds import KINDS, ONE_TEXT, TWO_TEXTS
 from workbench.instrument.errors import suggestion
 
-MOST_LINES = 24
+MOST_LINES = 12
 Span = tuple[int | tuple[int, int | None], ...]  # single tokens and half-open stretches
 SynapseAddress = tuple[int, int, int, int, int, int]  # source layer, head, neuron; target layer, head, neuron
 

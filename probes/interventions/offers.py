@@ -5,13 +5,16 @@
 A refusal says what the model lacks. Whether single layers can do what is asked (a gate that is a constant, say) is known when it is run.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from probes.interventions.kinds import BDH, FEATURE, KINDS, PARTS, TWO_TEXTS
 
+RECORD = "features.json"  # what a folder of `workbench features` says of its dictionary
 GATES = ("decay", "write", "step", "input_gate", "forget_gate", "momentum_decay", "threshold", "gate")
 
 
@@ -132,3 +135,16 @@ def _tokens(point: Mapping[str, Any]) -> bool:
 def _countable(part: str, points: Sequence[Mapping[str, Any]]) -> bool:
     """Heads are offered only where they have an axis of their own."""
     return part != "head" or any(point["role"] == "z" and "head" in point["axes"] for point in points)
+
+
+def dictionaries_below(root: str | Path, model: str | None = None) -> dict[str, Path]:
+    """Folders of dictionaries right below a folder, by name; of one model, if it is named."""
+    found = {}
+    for record in sorted(Path(root).glob(f"*/{RECORD}")):
+        try:
+            made_of = json.loads(record.read_text(encoding="utf-8")).get("model")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if not record.parent.name.startswith(".") and model in (None, made_of):
+            found[record.parent.name] = record.parent
+    return found

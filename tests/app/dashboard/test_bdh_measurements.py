@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 import models
-from app.measure.basket import EXAMPLES, OF_SYNAPSES, parse_basket, random_twin
 from app.measure.common import FormError
 from app.measure.concepts import sentences_of, start_finding
 from app.measure.graph import start_graph
@@ -322,22 +320,6 @@ def test_a_basket_does_what_its_hooks_do(
     check_panels(services, view, [panel.id for panel in PAGES["intervene"].panels], monkeypatch)
     assert first_basket(services.scene(view)) == basket
     assert "random edits" in text_of(PAGES["intervene"].build(services, services.scene(view)))
-
-
-def test_twins_are_of_the_same_kind_but_others() -> None:
-    activity = {(head, neuron): float(neuron) for head in range(2) for neuron in range(40)}
-    edits = parse_basket(
-        "\n".join(f"{kind} {example}" for kind, example in EXAMPLES.items() if kind not in OF_SYNAPSES), 100
-    )
-    for edit in edits:
-        twin = random_twin(edit, 100, random.Random(0), activity)
-        assert twin.kind == edit.kind and twin.layer == edit.layer and twin.value == edit.value
-        assert len(twin.positions) == len(edit.positions)
-        assert [head for head, _ in twin.neurons] == [head for head, _ in edit.neurons] and not set(twin.neurons) & set(
-            edit.neurons
-        )
-        assert sorted(twin.text) == sorted(edit.text) and (twin.neurons or twin != edit or edit.kind == "state")
-        assert all(abs(one[1] - other[1]) <= 8 for one, other in zip(edit.neurons, twin.neurons, strict=True))
 
 
 @pytest.mark.parametrize("basket,words", [
