@@ -50,15 +50,27 @@ language_model(
     family="linear-attention",
     presets={
         "tiny": tiny(
-            MLSTMConfig(n_heads=3, input_bias=2.0, norm_eps=1e-3), GLU, norm="rms", norm_eps=1e-6, init_std=0.1
+            MLSTMConfig(n_heads=3, input_bias=2.0, norm_eps=1e-3),
+            GLU,
+            norm="rms",
+            norm_eps=1e-6,
+            logit_softcap=30.0,
+            init_std=0.1,
         ),
         "demo": LanguageModelConfig(
-            4, 128, 256, None, MLSTMConfig(4), MLPConfig(384, "silu", True, False), norm="rms", norm_eps=1e-6
+            4,
+            128,
+            256,
+            None,
+            MLSTMConfig(4),
+            MLPConfig(384, "silu", True, False),
+            norm="rms",
+            norm_eps=1e-6,
+            logit_softcap=30.0,
         ),
     },
     description="mLSTM between plain projections with an output gate and an MLP behind it: exact pattern, editable memory and normaliser.",
     shows=("pattern", "state", "decay", "write"),
-    notes="The published model also caps its logits softly at ± 30.",
 )
 language_model(
     name="bio-xlstm",

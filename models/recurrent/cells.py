@@ -134,8 +134,8 @@ class CellCore(nn.Module):
         }
 
 
-def cell_record(kind: str, core: CellCore, n_heads: int, units: int) -> dict[str, Any]:
-    """The layer record (run manifest) of any mixer on a nonlinear cell."""
+def cell_record(kind: str, core: Any, n_heads: int, units: int) -> dict[str, Any]:
+    """The layer record (run manifest) of any mixer with a number per head and unit as its state, whose pattern no factors determine."""
     return {
         "kind": kind,
         "form": "dense",

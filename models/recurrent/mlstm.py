@@ -36,16 +36,18 @@ class MLSTMCore(nn.Module):
 
     Args:
         d_key: width of queries and keys. eps: added to the denominator (1e-6 in the published code, nothing in the paper). chunk_size: None
-            for the kernel's choice.
+            for the kernel's choice. start: m before the first token. It changes nothing but what eps weighs: eps exp(m).
     """
 
     transparent_in_names = True
     slots = ("state", "normaliser", "stabiliser")
 
-    def __init__(self, d_key: int, eps: float = 1e-6, chunk_size: int | None = None) -> None:
+    def __init__(
+        self, d_key: int, eps: float = 1e-6, chunk_size: int | None = None, start: float = NOTHING_WRITTEN
+    ) -> None:
         super().__init__()
         self.scale, self.strict = d_key**-0.5, False
-        self.eps, self.chunk_size, self.mode = eps, chunk_size, "chunked"
+        self.eps, self.chunk_size, self.mode, self.start = eps, chunk_size, "chunked", start
         self.hook_q = HookPoint("query", "batch pos head d_key")
         self.hook_k = HookPoint("key", "batch pos head d_key")
         self.hook_v = HookPoint("value", "batch pos head d_head")
@@ -83,7 +85,7 @@ class MLSTMCore(nn.Module):
         if context.mask is not None:
             gate_in = gate_in.masked_fill(~context.mask[..., None], 2 * NOTHING_WRITTEN)
             log_f = log_f * context.mask[..., None]
-        start = q.new_full((q.shape[0], q.shape[2]), NOTHING_WRITTEN, dtype=precise)
+        start = q.new_full((q.shape[0], q.shape[2]), self.start, dtype=precise)
         before = start if carried is None else carried["stabiliser"]
         m = stabiliser(gate_in.detach(), log_f.detach(), before)
         self.hook_stabiliser(m)
@@ -202,6 +204,7 @@ class MLSTMConfig:
 
     Args: n_heads. qk_factor, v_factor: widths of q and k, and of v, over d_model. gate_cap: soft cap of both gates, None for none.
     input_bias: where the input gates' biases begin (−10 as published: writes are so small that the denominator stays 1).
+    start: see `MLSTMCore`; 0 in the published code.
     """
 
     n_heads: int = 4
@@ -212,6 +215,7 @@ class MLSTMConfig:
     norm_eps: float = 1e-6
     eps: float = 1e-6
     chunk_size: int | None = None
+    start: float = NOTHING_WRITTEN
     kind: str = "mlstm"
 
 
@@ -237,7 +241,7 @@ class MLSTM(nn.Module):
         self.input_gate = nn.Linear(d_model, config.n_heads)
         self.forget_gate = nn.Linear(d_model, config.n_heads)
         self.output = nn.Linear(d_v, d_model, bias=False)
-        self.core = MLSTMCore(self.d_key, config.eps, config.chunk_size)
+        self.core = MLSTMCore(self.d_key, config.eps, config.chunk_size, config.start)
         self.norm = HeadNorm(config.n_heads, self.d_head, config.norm_eps)
         self.hook_gate = HookPoint("gate", "batch pos head d_head")
 

@@ -15,7 +15,7 @@ GATED_MLP = (("gate", "gate_proj"), ("inward", "up_proj"), ("outward", "down_pro
 @register_family("llama", "mistral", "qwen2", "qwen3")
 def llama(fields: Fields) -> Conversion:
     kind = fields.model_type
-    fields.expect("mlp_bias", False, False)
+    mlp_bias = fields.get("mlp_bias", False)
     biased = {"qwen2": ("query", "key", "value")}.get(kind, fields.get("attention_bias", False))
     heads = fields["num_attention_heads"]
     config = LanguageModelConfig(
@@ -37,7 +37,9 @@ def llama(fields: Fields) -> Conversion:
                 for window in windows(fields)
             ]
         ),
-        MLPConfig(fields["intermediate_size"], fields.activation("hidden_act", "silu"), gated=True, bias=False),
+        MLPConfig(
+            fields["intermediate_size"], fields.activation("hidden_act", "silu"), True, mlp_bias, gate_bias=mlp_bias
+        ),
         norm="rms",
         norm_eps=fields.get("rms_norm_eps", 1e-6),
         tie_embeddings=fields.get("tie_word_embeddings", False),

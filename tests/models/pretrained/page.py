@@ -31,8 +31,8 @@ checkpoint's own tokenizer comes with it, where there is one; texts get its spec
 
 ## Three ways in
 
-- **Script**: `models.load(NAME)`; `models.pretrained.outlook.outlook(NAME)` says beforehand what it would take, and `progress=` reports while
-  files come and weights are read (what it raises stops the download; whole files stay in the cache).
+- **Script**: `models.load(NAME)`; `models.pretrained.outlook.outlook(NAME)` says beforehand what it would take, and `progress=` reports
+  while files come and weights are read (what it raises stops the download; whole files stay in the cache).
 - **Command line**: wherever a command takes a MODEL, a folder or hub id will do: `workbench models NAME` (type, licence, size, memory,
   nothing opened), `workbench trace NAME "text"`, `workbench probe NAME`, `workbench features NAME ...`.
 - **Dashboard**: the form *New run* lists the folders under the models root and takes hub ids ("Another one"). Before anything is opened it
@@ -50,9 +50,11 @@ Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts
 
 ## What is not supported, and says so
 
-- Settings that would make another function of the same weights: biases of gated MLPs, Falcon with ALiBi, OPT with norms after or
-  projected embeddings (350M), Phi with normalised queries and keys, BLOOM with residuals after norms, Mamba-2 with bounded step sizes.
-- Mixtures of experts, encoder-decoders (T5), Qwen3-Next, RecurrentGemma, xLSTM and HRM-Text checkpoints have no converter here.
+- Settings that would make another function of the same weights: Falcon with ALiBi, OPT with norms after or projected embeddings (350M),
+  Phi with normalised queries and keys, BLOOM with residuals after norms, Mamba-2 with bounded step sizes, xLSTM with biases.
+- Mixtures of experts other than Qwen3-Next's, and HRM-Text checkpoints, have no converter here. Qwen3-Next's heads for further tokens are
+  left out.
+- RecurrentGemma and xLSTM in transformers let padding into their memories. They are compared with its reading of every text by itself.
 - Pretraining heads of encoders (masked language modelling) are left out.
 - BLOOM differs by 1e-9 because its GELU there has √(2/π) to eight digits only.
 - 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there.

@@ -37,6 +37,16 @@ def in_the_cache(theirs: Any, outputs: Any, layer: int) -> Tensor:
     return cache.get_recurrent_state(layer, state_idx=0)
 
 
+def on_the_module(theirs: Any, outputs: Any, layer: int) -> Tensor:
+    """RecurrentGemma keeps states on its modules, overwritten by the next call."""
+    return theirs.model.layers[layer].temporal_block.rg_lru.recurrent_states.clone()
+
+
+def in_the_xlstm_cache(theirs: Any, outputs: Any, layer: int) -> Tensor:
+    """The memory; normaliser and stabiliser stand beside it."""
+    return outputs.cache_params.rnn_state[layer][0]
+
+
 @dataclass(frozen=True)
 class Case:
     """One configuration to compare: `model` is a class of transformers, `settings` of its configuration.
@@ -87,7 +97,8 @@ CASES = {
     ),
     "llama": Case("LlamaForCausalLM", {**LLAMA, "rms_norm_eps": 1e-5}),
     "llama-tied-biased": Case(
-        "LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "head_dim": 12}
+        "LlamaForCausalLM",
+        {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
     ),
     "llama-3-rope": Case(
         "LlamaForCausalLM",
@@ -166,6 +177,37 @@ CASES = {
     "qwen3_next": Case("Qwen3NextForCausalLM", {**QWEN_NEXT, "num_experts": 0}, states=in_the_cache),
     "qwen3_next-experts": Case("Qwen3NextForCausalLM", QWEN_NEXT | EXPERTS, states=in_the_cache),
 }
+RECURRENT_GEMMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 80,
+    "num_key_value_heads": 1,
+    "lru_width": 56,
+    "attention_window_size": 5,
+    "logits_soft_cap": 3.0,
+    "block_types": ["recurrent", "attention", "recurrent"],
+}
+# The reference's convolution reads padding on the left, and its states go on through padding on the right.
+CASES["recurrent_gemma"] = Case("RecurrentGemmaForCausalLM", RECURRENT_GEMMA, states=on_the_module, padding=False)
+XLSTM = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,  # the reference's cache rounds the widths of queries and values up to 64, its layers do not
+    "num_hidden_layers": LAYERS,
+    "num_heads": HEADS,
+    "ffn_proj_factor": 0.3,
+    "ffn_round_up_to_multiple_of": 8,
+}
+# Padding is a token like any other to the reference. In chunks it runs only where queries are as wide as values.
+CASES["xlstm"] = Case("xLSTMForCausalLM", XLSTM, patterns=False, states=in_the_xlstm_cache, padding=False)
+CASES["xlstm-in-chunks"] = Case(
+    "xLSTMForCausalLM",
+    {**XLSTM, "hidden_size": 64, "qk_dim_factor": 1.0, "chunk_size": 4},
+    patterns=False,
+    states=in_the_xlstm_cache,
+    padding=False,
+)
 
 
 class _Double:
@@ -324,8 +366,10 @@ class Pair:
             return torch.cat([self.theirs.generate(text, **options)[:, -NEW:] for text in texts])
 
     def state_of_ours(self, state: Any, layer: int, like: Tensor) -> Tensor:
-        """Our state of a layer. Ours has keys before values; turned round where theirs has not."""
+        """Our state of a layer. Ours has keys before values, turned round where theirs has not; and its heads apart."""
         own = state.slot(layer, "state")
+        if own.dim() > like.dim():
+            return own.flatten(1, 2)
         return own if own.shape == like.shape else own.transpose(-1, -2)
 
     def single(self) -> Any:
