@@ -18,7 +18,14 @@ from app.commands._console import (
     progress_bar,
     stdout,
 )
-from app.commands._options import AsJson, complete_corpora, complete_models, open_model
+from app.commands._options import (
+    RUNS_HELP,
+    AsJson,
+    complete_corpora,
+    complete_models,
+    open_model,
+    open_store,
+)
 
 PANEL = "Look inside"
 KINDS = ("topk", "batch_topk", "jumprelu", "gated", "standard")
@@ -48,6 +55,7 @@ def command(
     learning_rate: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 1e-3,
     control: Annotated[bool, typer.Option(help="Also train on the model at random weights, for comparison.")] = True,
     show: Annotated[int, typer.Option(help="Features to show.", min=0)] = 10,
+    runs: Annotated[Path | None, typer.Option(help=RUNS_HELP, file_okay=False, show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find sparse features in a model.
@@ -58,12 +66,12 @@ def command(
     """
     import models
     from probes.features.dictionaries import CONFIGS
-    from probes.features.study import find_features
+    from probes.features.record import store_features
+    from probes.features.study import corpus_tokens, find_features
     from probes.features.training import FeatureTraining
     from probes.progress import MeasurementCancelled
     from workbench.instrument.errors import suggestion
     from workbench.lab.activation_store import Site
-    from workbench.lab.corpora import load_corpus
 
     if kind not in CONFIGS:
         raise typer.BadParameter(f"unknown kind {kind!r}.{suggestion(kind, CONFIGS)} Known: {', '.join(KINDS)}.")
@@ -73,19 +81,25 @@ def command(
         raise typer.BadParameter(f"--k does nothing for {kind}, whose sparsity is --sparsity")
     choices: dict[str, Any] = {"n_features": features}
     choices |= {"k": 16 if k is None else k} if "topk" in kind else ({} if sparsity is None else {"sparsity": sparsity})
+    store = open_store(runs)
     opened = open_model(model)
     twin = models.build(opened.architecture, config=opened.config) if control else None
     with interruptible() as cancel, progress_bar("features") as progress:
         try:
             found = find_features(
-                opened, Site(site, head, every), load_corpus(corpus, "train").data, CONFIGS[kind](**choices), out,
+                opened, Site(site, head, every), corpus_tokens(opened, corpus), CONFIGS[kind](**choices), out,
                 training=FeatureTraining(steps=steps, learning_rate=learning_rate), random_twin=twin, context=context,
                 sequences=sequences, n_features=max(show, 1), progress=progress, cancel=cancel,
             )  # fmt: skip
+            inside = out.resolve().parent == store.root.resolve()
+            asked = {"corpus": corpus, "steps": steps, "learning_rate": learning_rate, "control": control}
+            run = store_features(
+                store, opened, found, folder=out.name if inside else "", settings=asked, progress=progress
+            )
         except MeasurementCancelled:
             raise Failure("stopped", f"What is done is in {out}; the same command goes on from there.") from None
     if as_json:
-        print_json({**found.to_json(), "folder": str(out)})
+        print_json({**found.to_json(), "folder": str(out), "id": run.id})
         return
     measured = found.evaluation
     facts: dict[str, object] = {
@@ -119,3 +133,4 @@ def command(
         add_row(table, feature.feature, f"{feature.density:.2%}", promoted, "".join(words).replace("\n", "⏎"))
     stdout().print(table)
     note(f"Dictionary and contexts are in {out}; `probes.features.load_dictionary` opens it.")
+    note(f"Stored as {run.id} in {store.root}, for the Features page.")

@@ -7,7 +7,8 @@ The control is the same dictionary trained on the same site of the same architec
 from the text and the architecture, not from training; numbers that do not beat it say nothing about what the model has learned.
 """
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from probes.features.contexts import FeatureContexts, feature_contexts
-from probes.features.dictionaries import Dictionary, DictionaryConfig
+from probes.features.dictionaries import CONFIGS, Dictionary, DictionaryConfig
 from probes.features.evaluation import Evaluation, Recovery, evaluate, recovered
+from probes.features.tokens import token_effects
 from probes.features.training import FeatureTraining, train_dictionary
 from probes.progress import MeasurementCancelled, Progress, Report
 from workbench.lab.activation_store import ActivationStore, Site, harvest, sequences_of
-from workbench.lab.checkpoints import write_json
+from workbench.lab.checkpoints import read_json, read_tensors, write_json, write_tensors
+from workbench.lab.corpora import load_corpus
+
+REQUEST, TOKENS = "request.json", "tokens.safetensors"
 
 
 @dataclass
@@ -82,7 +87,7 @@ def find_features(
         text: bytes or token ids [pos]; the last tenth of its sequences is held out. context, sequences: how it is cut.
         random_twin: the same architecture at random weights, for the control (None: no control).
         n_features: how many features get contexts: spread evenly over those that fire, by how often they do.
-        folder: everything goes there; a call that was stopped continues.
+        folder: everything goes there; a call that was stopped continues, here or by `continue_study`.
 
     Raises:
         ValueError: too little text. MeasurementCancelled: `cancel` was set; what is done so far stays in the folder.
@@ -94,6 +99,7 @@ def find_features(
     if len(tokens) < 10:
         raise ValueError(f"The text gives {len(tokens)} sequences of {context} tokens; expected at least 10.")
     step = Progress(progress, cancel)
+    _keep_request(folder, model, site, tokens, config, training, n_features, random_twin is not None)
     try:
         return _found(
             model, site, (tokens[:-held], tokens[-held:]), config, training, random_twin, n_features, folder, step
@@ -101,6 +107,76 @@ def find_features(
     except MeasurementCancelled as stop:
         told = f"{stop} What is done so far stays in the folder and is continued by the same call."
         raise MeasurementCancelled(told) from None
+
+
+def corpus_tokens(model: Any, corpus: str) -> Tensor:
+    """The training text of a corpus as the model's token ids, [pos]."""
+    return model.to_tokens(load_corpus(corpus, "train").text)[0].cpu()
+
+
+def continue_study(
+    model: Any,
+    folder: str | Path,
+    *,
+    random_twin: Any = None,
+    progress: Report | None = None,
+    cancel: Event | None = None,
+) -> FoundFeatures:
+    """What `find_features` found in a folder; a call that was stopped there is finished first.
+
+    Args:
+        model: the one that the folder is of. random_twin: as it was; `requested(folder)["control"]` says whether there was one.
+
+    Raises:
+        CheckpointError: no such folder. ValueError: another model. MeasurementCancelled: as `find_features`.
+    """
+    asked = requested(folder)
+    if asked["model"] != getattr(model, "name", type(model).__name__):
+        raise ValueError(
+            f"{Path(folder).name!r} is of the model {asked['model']!r}, not of {getattr(model, 'name', model)!r}."
+        )
+    tensors, _ = read_tensors(Path(folder) / TOKENS)
+    tokens = tensors["tokens"].long()
+    config = dict(asked["config"])
+    kind = config.pop("kind")
+    if "prefixes" in config:
+        config["prefixes"] = tuple(config["prefixes"])
+    training = None if asked["training"] is None else FeatureTraining(**asked["training"])
+    return find_features(
+        model, Site(**asked["site"]), tokens.flatten(), CONFIGS[kind](**config), folder, training=training, random_twin=random_twin,
+        context=tokens.shape[1], sequences=None, n_features=asked["n_features"], progress=progress, cancel=cancel,
+    )  # fmt: skip
+
+
+def requested(folder: str | Path) -> dict[str, Any]:
+    """What was asked of `find_features` in a folder: `{model, site, config, training, n_features, control}`.
+
+    Raises:
+        CheckpointError: it is no such folder.
+    """
+    return read_json(Path(folder) / REQUEST)
+
+
+def _keep_request(
+    folder: Path, model: Any, site: Site, tokens: Tensor, config: DictionaryConfig, training: FeatureTraining | None, n_features: int,
+    control: bool,
+) -> None:  # fmt: skip
+    about: dict[str, Any] = {
+        "model": getattr(model, "name", type(model).__name__),
+        "site": asdict(site),
+        "config": {"kind": config.kind, **asdict(config)},
+        "training": None if training is None else asdict(training),
+        "n_features": n_features,
+        "control": control,
+    }
+    if (folder / REQUEST).exists():
+        kept = read_json(folder / REQUEST)
+        if any(kept[key] != json.loads(json.dumps(about[key])) for key in ("model", "site", "config", "training")):
+            return  # another study's folder: what follows refuses it by name, and its request stays
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / TOKENS).exists():
+        write_tensors(folder / TOKENS, {"tokens": tokens.int()})
+    write_json(folder / REQUEST, about)
 
 
 def _found(
@@ -148,18 +224,14 @@ def _fit(
 
 
 def _promoted(
-    model: Any, site: Site, dictionary: Dictionary, features: list[int], k: int = 8
+    model: Any, site: Site, dictionary: Dictionary, features: list[int]
 ) -> dict[int, list[tuple[int, float]]]:
-    """Tokens whose logits a feature's direction raises most, through the unembedding alone: for sites of the residual stream's width."""
-    weights = getattr(model, "W_U", None)
-    if weights is None or site.head is not None or weights.shape[0] != dictionary.d_out:
+    """Tokens whose logits a feature's direction raises most; {} for sites that the unembedding cannot read."""
+    effects = token_effects(model, site, dictionary, features)
+    if effects is None:
         return {}
-    with torch.no_grad():
-        logits = dictionary.directions[features] @ weights
-        best = (logits - logits.mean(-1, keepdim=True)).topk(min(k, logits.shape[-1]), dim=-1)
-    return {
-        f: list(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)) for i, f in enumerate(features)
-    }
+    ids, values = effects.promoted
+    return {f: list(zip(ids[i].tolist(), values[i].tolist(), strict=True)) for i, f in enumerate(features)}
 
 
 def _without_density(evaluation: Evaluation) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from probes.features import FeatureTraining, TopK, load_dictionary
 from probes.features.study import find_features
 from probes.progress import MeasurementCancelled
 from workbench.lab.activation_store import ActivationStore, Site
+from workbench.lab.runs import RunStore
 
 TEXT = b"the cat sat on the mat, and the dog sat on the log; then the cat and the dog ran. " * 40
 POINT = "blocks.1.hook_resid_post"
@@ -90,9 +91,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     site = ["--site", "blocks.0.hook_resid_post"]
     call = ["features", "induction-circuit", *site, "--corpus", str(text), *options, "--out", str(tmp_path / "o")]
+    call += ["--runs", str(tmp_path)]
     assert main([*call, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["model"] == "induction-circuit" and record["control"] is None and record["evaluation"]["l0"] <= 3
+    kept = RunStore(tmp_path).open(record["id"])
+    assert kept.kind == "features" and kept.manifest["results"]["folder"] == "o" and kept.array("density").shape == (40,)
     assert main(call) == 0
     assert "unexplained variance" in capsys.readouterr().out
     assert main([*call, "--kind", "top"]) == 2 and "Did you mean 'topk'" in capsys.readouterr().err
