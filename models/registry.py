@@ -7,7 +7,7 @@ models.list_models()                                     records for the command
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -193,16 +193,17 @@ def load(
     revision: str | None = None,
     cache_dir: Path | None = None,
     allow_pickle_conversion: bool = False,
+    config: Mapping[str, Any] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Decoder:
     """Open a model: a shipped one by name, `<architecture>-random`, a folder written by `save`, or a published checkpoint.
 
     Args:
         name: also a folder in Hugging Face layout, the name of a folder under `$WORKBENCH_MODELS`, or a hub id (`owner/name`; `gpt2` and a
-            few others without owner).
+            few others without owner); or a file of tensors, with a config.json beside it or `config`.
         dtype: e.g. torch.float64 (default: float32; `"auto"`, for published checkpoints: as stored). device: where to put it.
         revision, cache_dir: of a hub id. allow_pickle_conversion: read published weights that come as pickles only, with torch's
-            restricted unpickler.
+            restricted unpickler. config: fields of a published config.json to use instead of what it says, or where there is none.
         progress: called with (fraction, words) while files come and weights are read; what it raises stops the opening.
 
     Raises:
@@ -225,16 +226,21 @@ def load(
             pickles=allow_pickle_conversion,
             progress=lambda fraction, words: report(0.8 * fraction, words),
         )
-    if is_published(folder):
+    if is_published(folder) or folder.is_file() or (config is not None and folder.exists()):
         model = load_folder(
             folder,
             architecture,
             dtype=dtype,
             name=text if published else None,
             allow_pickle_conversion=allow_pickle_conversion,
+            config=config,
             progress=lambda done, total: report(0.8 + 0.2 * done / total, f"weight {done} of {total}"),
         )
         dtype = None
+    elif config is not None:
+        raise ValueError(
+            f"{text!r} is no published checkpoint, so config= has no place. Expected a folder or a file of tensors."
+        )
     elif (folder / "config.json").is_file():
         model = _load_folder(folder, dtype)
     elif text.endswith("-random"):

@@ -121,6 +121,9 @@ class Conversion:
 
 
 Converter = Callable[[Fields], Conversion]
+Shapes = Mapping[str, tuple[int, ...]]
+Recogniser = Callable[[Mapping[str, Any], Shapes], dict[str, Any] | None]
+BARE: list[Recogniser] = []
 FAMILIES: dict[str, Converter] = {}
 
 
@@ -135,6 +138,22 @@ def register_family(*model_types: str) -> Callable[[Converter], Converter]:
         return converter
 
     return register
+
+
+def register_bare(recogniser: Recogniser) -> Recogniser:
+    """Decorator: what recognises weights that were published without a `model_type`.
+
+    It is given a configuration (maybe empty) and the shapes of the stored tensors, and returns the fields that a `config.json` would have,
+    as far as the shapes tell them and None elsewhere; or None for weights that it does not know.
+    """
+    BARE.append(recogniser)
+    return recogniser
+
+
+def recognised(record: Mapping[str, Any], shapes: Shapes) -> dict[str, Any] | None:
+    """The fields of weights without a `model_type`, or None if nobody knows them."""
+    families()
+    return next((found for recogniser in BARE if (found := recogniser(record, shapes)) is not None), None)
 
 
 def families() -> dict[str, Converter]:

@@ -1,7 +1,7 @@
 """Opening a published checkpoint: folder or hub id → converter → our module on no memory at all → tensors put in one by one."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.architecture_record import Architecture
 from models.decoder import Decoder
-from models.pretrained.family import Conversion, Fields, family
+from models.pretrained.family import Conversion, Fields, family, recognised
 from models.pretrained.stored import Checkpoint, shapes
 from models.pretrained.tokenizer import tokenizer_of
 from workbench.instrument.errors import suggestion
@@ -26,17 +26,61 @@ Progress = Callable[[int, int], None]
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder is in Hugging Face layout (and was not written by `models.save`)."""
+    """Whether a folder is in Hugging Face layout, or has weights that are known without a `model_type` (not written by `models.save`)."""
     path = folder / "config.json"
     if not path.is_file():
         return False
     record = read_json(path)
-    return isinstance(record, dict) and "model_type" in record and "architecture" not in record
+    if not isinstance(record, dict) or "architecture" in record:
+        return False
+    return "model_type" in record or recognised(record, plain_shapes(folder)) is not None
 
 
-def conversion_of(folder: Path, names: Iterable[str]) -> tuple[Conversion, Fields]:
-    """How a folder's checkpoint with tensors of these names is converted; raises `UnknownModel` for a type that we do not have."""
-    fields = Fields(read_json(folder / "config.json"), names)
+def plain_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, from headers alone (so none of pickles)."""
+    return {name: shape for name, (shape, _) in shapes(folder).items()}
+
+
+def record_of(path: Path, given: Mapping[str, Any] | None, stored: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The configuration of a folder or file: `config.json` there or beside it, completed by what the tensors' shapes tell of weights that
+    are known without a `model_type`, and with the fields that the caller gives.
+
+    Raises:
+        CheckpointError: no configuration, and weights that do not tell. ValueError: given fields that this configuration does not have.
+    """
+    place = (path.parent if path.is_file() else path) / "config.json"
+    record = read_json(place) if place.is_file() and (path.is_dir() or given is None) else {}
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{place} holds a {type(record).__name__}. Expected an object with the model's settings.")
+    if "architecture" in record:
+        raise CheckpointError(
+            f"{place.parent} was written by models.save. Expected the folder, not a file of it, and no config=."
+        )
+    found = recognised(record, stored)
+    if found is not None and record.get("model_type") in (None, found["model_type"]):
+        record = found | record
+    if "model_type" not in record:
+        some = ", ".join(list(stored)[:3])
+        raise CheckpointError(
+            f"{path}: without a config.json that names a model_type, these weights ({some}, ...) are of no kind that is known."
+        )
+    for name in given or {}:
+        if name not in record:
+            raise ValueError(f"config: this checkpoint has no field {name!r}.{suggestion(name, record)}")
+    return record | dict(given or {})
+
+
+def conversion_of(
+    folder: Path,
+    names: Iterable[str],
+    config: Mapping[str, Any] | None = None,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[Conversion, Fields]:
+    """How a checkpoint with tensors of these names is converted; raises `UnknownModel` for a type that we do not have.
+
+    config: fields that the caller gives. stored: the shapes of all tensors, where they are known already.
+    """
+    fields = Fields(record_of(folder, config, plain_shapes(folder) if stored is None else stored), names)
     return family(fields.model_type)(fields), fields
 
 
@@ -47,11 +91,13 @@ def load_folder(
     dtype: torch.dtype | str | None = None,
     name: str | None = None,
     allow_pickle_conversion: bool = False,
+    config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Open a folder in Hugging Face layout.
+    """Open a folder in Hugging Face layout, or a file of tensors.
 
     Args:
+        config: fields of its config.json to use instead of what that says, or where there is none.
         architecture: the registry's look-up by name. dtype: of the weights (None: float32; `"auto"`: as stored).
         name: what the model is called. progress: called with (weights read, all weights).
 
@@ -59,9 +105,11 @@ def load_folder(
         UnknownModel: a model type that has no converter. UnsupportedCheckpoint: a setting that our modules lack. CheckpointError: missing,
         unexpected or misshapen tensors, a missing shard, weights only as pickles.
     """
-    family(read_json(folder / "config.json")["model_type"])  # an unknown type is said before missing weights are
+    place = folder / "config.json"
+    if place.is_file() and "model_type" in read_json(place):
+        family(read_json(place)["model_type"])  # an unknown type is said before missing weights are
     checkpoint = Checkpoint(folder, allow_pickle_conversion)
-    conversion, fields = conversion_of(folder, checkpoint.names)
+    conversion, fields = conversion_of(folder, checkpoint.names, config, checkpoint.shapes)
     kind = architecture(conversion.architecture)
     with _weightless():
         model = kind.module(conversion.config)
@@ -175,7 +223,8 @@ def card_of(folder: Path, fields: Fields) -> dict[str, Any]:
 
 
 def name_of(folder: Path) -> str:
-    """The folder's name, unless that says nothing (`model`, a commit): then that of the folder around it."""
+    """The folder's or file's name, unless that says nothing (`model`, a commit): then that of the folder around it."""
+    folder = folder.with_suffix("") if folder.is_file() else folder
     return folder.parent.name if folder.name in ("model", "checkpoint", "weights") else folder.name
 
 

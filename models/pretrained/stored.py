@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,11 +59,11 @@ def stored(name: str) -> Stored:
 
 
 class Checkpoint:
-    """The safetensors files of a folder in Hugging Face layout.
+    """The safetensors files of a folder in Hugging Face layout, or one file of tensors.
 
     Args:
-        folder: holds `model.safetensors`, or shards and their index. allow_pickle_conversion: read `pytorch_model.bin` with torch's
-            restricted unpickler where there is nothing else.
+        folder: holds `model.safetensors`, or shards and their index; or a file. allow_pickle_conversion: read `pytorch_model.bin`, or a
+            file that is no safetensors file, with torch's restricted unpickler where there is nothing else.
 
     Raises:
         CheckpointError: no weights, a shard that the index names is missing, weights only as pickles, a damaged file.
@@ -74,20 +75,45 @@ class Checkpoint:
         self.unpickled: dict[str, Tensor] = {}
         self.read_names: set[str] = set()
         self._handles: dict[Path, Any] = {}
-        if (folder / SINGLE).is_file():
+        if folder.is_file():
+            self._open_file(folder, allow_pickle_conversion)
+        elif (folder / SINGLE).is_file():
             self.files = dict.fromkeys(self._names(folder / SINGLE), folder / SINGLE)
         elif (folder / INDEX).is_file():
             self._open_shards()
         elif any((folder / name).is_file() for name in PICKLES):
             if not allow_pickle_conversion:
-                raise CheckpointError(
-                    f"{folder} has its weights only as pickles ({', '.join(n for n in PICKLES if (folder / n).is_file())}), which can run "
-                    "code when they are read. Expected model.safetensors. If you trust the files, pass allow_pickle_conversion=True: they "
-                    "are then read with torch.load(weights_only=True), which refuses everything but tensors."
-                )
+                self._refuse_pickles(", ".join(name for name in PICKLES if (folder / name).is_file()))
             self._unpickle()
         else:
             raise CheckpointError(f"{folder} has no weights: expected {SINGLE}, or shards with {INDEX}.")
+
+    def _refuse_pickles(self, names: str) -> None:
+        raise CheckpointError(
+            f"{self.folder} has its weights only as pickles ({names}), which can run code when they are read. Expected safetensors. If you "
+            "trust the files, pass allow_pickle_conversion=True: they are then read with torch.load(weights_only=True), which refuses "
+            "everything but tensors."
+        )
+
+    def _open_file(self, path: Path, allow_pickle_conversion: bool) -> None:
+        if path.suffix == ".safetensors":
+            self.files = dict.fromkeys(self._names(path), path)
+            return
+        if not allow_pickle_conversion:
+            self._refuse_pickles(path.name)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (UnpicklingError, RuntimeError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is no file of tensors that torch.load(weights_only=True) reads: {str(error).splitlines()[0]} "
+                "Expected a state dict."
+            ) from None
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            held = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+            raise CheckpointError(
+                f"{path} holds {held}. Expected tensors by name, as torch.save(model.state_dict(), path) writes them."
+            )
+        self.unpickled = found
 
     def _open_shards(self) -> None:
         places = read_json(self.folder / INDEX).get("weight_map", {})
@@ -138,6 +164,12 @@ class Checkpoint:
         """Whether a tensor of this name is stored."""
         return name in self.files or name in self.unpickled
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored tensor."""
+        mapped = {name: tuple(self._handle(path).get_slice(name).get_shape()) for name, path in self.files.items()}
+        return mapped or {name: tuple(tensor.shape) for name, tensor in self.unpickled.items()}
+
     def size(self) -> int:
         """Bytes of all tensor files."""
         return sum(path.stat().st_size for path in set(self.files.values()))
@@ -172,9 +204,12 @@ class Checkpoint:
 
 
 def shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and safetensors dtype of every stored tensor, read from the headers alone (`workbench models` shows sizes before loading)."""
+    """Shape and safetensors dtype of every tensor stored in a folder, or a file, read from the headers alone (`workbench models` shows
+    sizes before loading)."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]:
+        if path.suffix != ".safetensors":
+            continue
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > path.stat().st_size:
