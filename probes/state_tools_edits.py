@@ -47,16 +47,17 @@ def scale_write(
 ) -> list[Intervention]:
     """Let tokens write `factor` times as strongly into the state (0: not at all).
 
-    Mixers with a write strength of their own (Δ of Mamba, β of the delta rule, the step of a memory) have it scaled, Aaren the weight
-    e^(score) of the token; others write key ⊗ value, and the value is scaled. Mamba's Δ also sets the decay, which follows it: a token
-    that does not write lets nothing fade.
+    Mixers with a write strength of their own (Δ of Mamba, β of the delta rule, RG-LRU's, the step of a memory) have it scaled, Aaren the
+    weight e^(score) of the token; others write key ⊗ value, and the value is scaled. Mamba's Δ also sets the decay, which follows it: a
+    token that does not write lets nothing fade.
     """
     layer = range(model.n_layers)[layer]
     points = dict(model.mixers[layer].factor_points)
     if _weighs_with_keys(model, layer):
         points["write"] = points["key"]
-    elif "write" not in points and _has(model, layer, "step"):
-        points["write"] = _signal(model, layer, "step")
+    elif "write" not in points:  # mixers whose pattern no factors determine name only the value
+        role = next((role for role in ("write", "step") if _has(model, layer, role)), None)
+        points |= {} if role is None else {"write": _signal(model, layer, role)}
     if "write" not in points and "value" not in points:
         raise HookError(f"Layer {layer} ({_kind(model, layer)}) has neither write strengths nor values to scale.")
     point = _changeable(model, layer, points.get("write") or points["value"])
@@ -182,7 +183,7 @@ def freeze(
     # Aaren's decays only change the unit in which both sums are kept; a step of Mamba that is zero lets nothing fade
     if _weighs_with_keys(model, layer) or _has(model, layer, "step"):
         return interventions
-    if "log_decay" in model.mixers[layer].factor_points:
+    if "log_decay" in model.mixers[layer].factor_points or _has(model, layer, "decay"):
         interventions += clamp_gate(model, layer, 1.0, heads=heads, positions=positions)
     elif "log_decay" in model.mixers[layer].constant_factors():
         raise HookError(

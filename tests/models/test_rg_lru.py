@@ -1,5 +1,6 @@
 """The RG-LRU against its equations written out token by token, its exact patterns channel by channel, and its interventions."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 import models
 from models.decoder import Decoder
 from models.recurrent.rg_lru import RGLRU, RGLRUConfig, bounded_sqrt
+from probes.state_tools_edits import clamp_gate, reset, scale_write
 
 TEXT, AT, HEADS, WIDTH = "one two three one two", "blocks.1.mixer", 3, 30
 
@@ -104,6 +106,33 @@ def test_the_first_token_is_written_whole_wherever_it_stands(model: Decoder) -> 
     _, state = model(tokens[:, :6], return_state=True)
     _, cache = model.run_with_cache(tokens[:, 6:], state=state, names=names)
     assert not (cache[names[0]] == cache[names[1]]).flatten(2).all(-1).any()
+
+
+def test_verbs_of_the_state_against_the_loop(model: Decoder) -> None:
+    """Writes doubled, a decay held and a state reset: the loop with the same changes."""
+    names = [f"{AT}.{name}" for name in ("hook_v", "hook_write", "hook_log_decay")]
+    _, cache = model.run_with_cache(TEXT, names=names)
+    x, write, log_decay = (cache[name][0] for name in names)
+
+    def loop(write: Tensor, log_decay: Tensor, forget: int | None = None) -> Tensor:
+        h, states = torch.zeros_like(x[0]), []
+        for t in range(len(x)):
+            h = log_decay[t].exp() * h + write[t] * x[t]
+            states.append(h)
+            h = 0 * h if t == forget else h
+        return torch.stack(states)
+
+    doubled, held = write.clone(), log_decay.clone()
+    doubled[4, 1] *= 2
+    held[5] = math.log(0.25)
+    for verbs, expected in (
+        (scale_write(model, 1, 2.0, heads=1, positions=4), loop(doubled, log_decay)),
+        (clamp_gate(model, 1, 0.25, positions=5), loop(write, held)),
+        (reset(model, 1, after=8), loop(write, log_decay, forget=8)),
+    ):
+        _, changed = model.run_with_cache(TEXT, names=f"{AT}.hook_z", hooks=verbs)
+        assert (changed[f"{AT}.hook_z"][0] - expected).abs().max() < 1e-12
+        assert (expected - loop(write, log_decay)).abs().max() > 1e-3
 
 
 def test_bounded_square_root() -> None:
