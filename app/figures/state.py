@@ -78,14 +78,25 @@ def signal_raster(
     return figure
 
 
-def tracked_entries(
-    entries: Sequence[tuple[int, int]], traces: np.ndarray, tokens: Sequence[str], theme: Theme, *, panel: str
+def vector_raster(
+    source: str, tokens: Sequence[str], axis: str, size: int, colours: Colours, theme: Theme, *, panel: str
 ) -> go.Figure:
-    """Single entries of the state over time: `entries` are (row, column), `traces` [entry, pos]; nan where unknown."""
+    """A vector state over time: one row per entry along `axis`, one column per token."""
+    figure = picture(
+        source, Axis("after token", len(tokens), "position", tokens), Axis(axis, size, "state_k"), (0, len(tokens)), (0, size), colours,
+        theme, panel=panel, meta={"click": "position"},
+    )  # fmt: skip
+    return figure
+
+
+def tracked_entries(
+    names: Sequence[str], traces: np.ndarray, tokens: Sequence[str], theme: Theme, *, panel: str
+) -> go.Figure:
+    """Single entries of the state over time: `names` such as `[2, 5]`, `traces` [entry, pos]; nan where unknown."""
     return token_lines(
-        [(f"[{row}, {column}]", trace) for (row, column), trace in zip(entries, traces, strict=True)], tokens, theme,
+        list(zip(names, traces, strict=True)), tokens, theme,
         y_title="entry of the state", panel=panel, role="position", click="position",
-        dashes=[("solid", "dash", "dot", "dashdot")[index // 2 % 4] for index in range(len(entries))],
+        dashes=[("solid", "dash", "dot", "dashdot")[index // 2 % 4] for index in range(len(names))],
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from app.services import Scene, Services
 from app.theme import theme_called
 
 STATE, SPECTRUM, NORMS, DECAY, SIGNALS, TRACKED = state.PANELS
-(KEPT,) = retention.PANELS
+OVER_TIME, KEPT = retention.PANELS
 CACHE_KEYS, CACHE_VALUES, NEURONS_X, NEURONS_Y, TOP_NEURONS = memory.PANELS
 TIME_FIELDS = ("run", "layer", "slot", "head", "query", "position")
 
@@ -81,7 +81,8 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
             view_slice("content", "tracked", (*TIME_FIELDS, "tracked")),
         ]
         largest = [html.Div(id="largest-entries"), view_slice("content", "largest", (*TIME_FIELDS, "tracked"))]
-        left += [frame(STATE, scene, ""), frame(TRACKED, scene, "", above=followed)]
+        shown = OVER_TIME if _is_vector(scene) else STATE
+        left += [frame(shown, scene, ""), frame(TRACKED, scene, "", above=followed)]
         right += [
             frame(NORMS, scene, ""), *([] if _is_vector(scene) else [frame(SPECTRUM, scene, "")]),
             content_frame("largest", "Largest entries now", "The entries of largest magnitude in the state shown.", largest, ""),
@@ -164,7 +165,7 @@ def largest_entries(scene: Scene) -> Component:
     for entry in entries:
         followed = (entry.state_k, entry.state_v) in scene.view.tracked
         rows.append(html.Tr([
-            html.Th(f"[{entry.state_k}, {entry.state_v}]", scope="row"), html.Td(number(entry.value)),
+            html.Th(state.entry_words(scene, entry.state_k, entry.state_v), scope="row"), html.Td(number(entry.value)),
             html.Td(html.Button("Stop" if followed else "Follow", className="tool-button is-framed follow-button", type="button",
                                 **{"data-action": "untrack", "data-entry": f"{entry.state_k}.{entry.state_v}"})),
         ]))  # fmt: skip
@@ -182,7 +183,7 @@ def tracked_chips(scene: Scene, scheme: str | None) -> list[Component]:
         return []
     return [
         html.Span([
-            _swatch(theme.categorical[index % 8]), f"[{row}, {column}]",
+            _swatch(theme.categorical[index % 8]), state.entry_words(scene, row, column),
             html.Button(icon("close"), type="button", title="Stop following",
                         **{"data-action": "untrack", "data-entry": f"{row}.{column}", "aria-label": f"Stop following [{row}, {column}]"}),
         ], className="chip chip-mono")

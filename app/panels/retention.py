@@ -1,4 +1,4 @@
-"""What the memory still answers: the retention matrix of the chosen head, evaluated from the run's factors."""
+"""The memory over the whole text: a vector state token by token, and what the state still answers (the retention matrix)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,74 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.common import Axis, Colours, number, picture, token_label
+from app.figures.state import vector_raster
 from app.panels.attention import head_words
 from app.panels.base import NothingToShow, PicturePanel, Span, scale_words
-from app.panels.state import check_state
+from app.panels.state import asked, axes_of, check_state, slot_facts
+from app.panels.words import row_and_column
 from app.services import Scene
 from app.theme import Theme
 from workbench.lab.factors import FactorError
+from workbench.lab.pooling import pool
 
 SAMPLED = 256
 """Tokens and times that a picture of a longer text is drawn from, evenly spaced."""
+
+
+class VectorOverTime(PicturePanel):
+    """A state that is a vector, after every token at once."""
+
+    id = "state-over-time"
+    title = "What the memory holds"
+    words = "The state after every token, one column each. Click to move to that time."
+    depends = ("run", "layer", "slot", "head", "pooling", "scale")
+    height = 300
+
+    def _whole(self, scene: Scene) -> np.ndarray:
+        check_state(self, scene)
+        if len(axes_of(scene)) > 1:
+            raise NothingToShow(
+                "A matrix is shown one token at a time", "Only vectors fit beside each other; move the slider."
+            )
+        factors, head = scene.state_factors(), scene.view.head
+
+        def entries() -> np.ndarray:
+            size = len(factors.state(head, int(factors.state_positions()[-1])))
+            return np.stack([factors.state_entry(head, row, 0) for row in range(size)])
+
+        return scene.once("vector", scene.view.layer, scene.view.slot, head, make=entries)
+
+    def shape(self, scene: Scene) -> tuple[int, int]:
+        rows, columns = self._whole(scene).shape
+        return rows, columns
+
+    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
+        return self._whole(scene)[slice(*rows), slice(*columns)]
+
+    def pooled(self, scene: Scene, size: int) -> np.ndarray:
+        return pool(self._whole(scene), size, size, scene.view.pooling)
+
+    def colours(self, scene: Scene, theme: Theme) -> Colours:
+        scale = scene.view.scale
+        limit = 1.0 if scale == "row" else float(np.nanmax(np.abs(self._whole(scene))))
+        return Colours(theme.table_name(True), limit, scale, True, "entry")
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        size, _ = self.shape(scene)
+        axis = row_and_column(axes_of(scene))[0] or "number"
+        return vector_raster(
+            self.address(scene, theme), scene.tokens, axis, size, self.colours(scene, theme), theme, panel=self.id
+        )
+
+    def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
+        return [*((axis, str(row)) for axis in axes_of(scene)), ("after", token_label(scene.tokens, column))]
+
+    def facts(self, scene: Scene) -> list[str]:
+        return [*head_words(scene), *slot_facts(scene), scale_words(scene.view.scale)]
+
+    def snippet_body(self, scene: Scene) -> str:
+        head, (size, _) = scene.view.head, self.shape(scene)
+        return f"values = np.stack([{asked(scene)}.state_entry({head}, row, 0) for row in range({size})])  # entry, pos"
 
 
 def _some(places: np.ndarray) -> np.ndarray:
@@ -88,4 +147,4 @@ class RetentionMatrix(PicturePanel):
         return f"values = factors.retention({scene.view.head})  # state after, asked for"
 
 
-PANELS = (RetentionMatrix(),)
+PANELS = (VectorOverTime(), RetentionMatrix())

@@ -53,9 +53,14 @@ def place_words(scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
     return [*zip(axes[:-1], map(str, rows), strict=False), (axes[-1], str(column))]
 
 
+def entry_words(scene: Scene, row: int, column: int) -> str:
+    """`[2, 5]`, or `[2]` in a vector."""
+    return f"[{row}, {column}]" if len(axes_of(scene)) > 1 else f"[{row}]"
+
+
 def slot_facts(scene: Scene) -> list[str]:
     """Facts that name the shown state where the layer carries several, or where heads share one."""
-    facts = [f"state {slot_words(scene.slot['name'])}"] if len(scene.slots) > 1 else []
+    facts = [f"shown: {slot_words(scene.slot['name'])}"] if len(scene.slots) > 1 else []
     shared = is_shared(scene.slot, scene.layer or {})
     return [*facts, "one state for the whole layer"] if shared else facts
 
@@ -381,15 +386,16 @@ class TrackedEntries(Panel):
         return np.stack([scene.state_factors().state_entry(scene.view.head, row, column) for row, column in entries])
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        return tracked_entries(self.entries(scene), self.values(scene), scene.tokens, theme, panel=self.id)
+        names = [entry_words(scene, *entry) for entry in self.entries(scene)]
+        return tracked_entries(names, self.values(scene), scene.tokens, theme, panel=self.id)
 
     def table(self, scene: Scene) -> Table:
         values = self.values(scene)
-        headers = ["token", *(f"[{row}, {column}]" for row, column in self.entries(scene))]
+        headers = ["token", *(entry_words(scene, *entry) for entry in self.entries(scene))]
         return headers, ([token_label(scene.tokens, t), *map(float, values[:, t])] for t in range(values.shape[1]))
 
     def facts(self, scene: Scene) -> list[str]:
-        return [*head_words(scene), *slot_facts(scene), *[f"[{row}, {column}]" for row, column in self.entries(scene)]]
+        return [*head_words(scene), *slot_facts(scene), *[entry_words(scene, *entry) for entry in self.entries(scene)]]
 
     def snippet_body(self, scene: Scene) -> str:
         head = scene.view.head

@@ -99,7 +99,7 @@ def is_shared(slot: Mapping[str, Any], layer: Mapping[str, Any]) -> bool:
 
 def slot_words(name: str) -> str:
     """What a reader chooses a state by: its name in the literature and in the hook points."""
-    return name.replace("_", " ")
+    return "main state" if name == "state" else name.replace("_", " ")
 
 
 SPOKEN_AXES = {"state_k": "key channel", "state_v": "value channel", "state_n": "mode"}

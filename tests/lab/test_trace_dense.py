@@ -158,7 +158,7 @@ def test_pages_name_it_for_what_it_is(model: LanguageModel, store: RunStore) -> 
     words = pattern_words(record)
     assert any("Jacobian norms, not weights" in fact for fact in words) and not any("exact" in fact for fact in words)
     assert memory_words(record).startswith(
-        "Each head carries a vector of 3 numbers (state) and a matrix of 3 × 3 numbers (moment)"
+        "Each head carries a vector of 3 numbers (main state) and a matrix of 3 × 3 numbers (moment)"
     )
     assert [state_axes(slot) for slot in record["states"]] == [["d head"], ["row", "column"]]
     light = theme_called("light")

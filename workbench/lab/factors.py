@@ -13,7 +13,7 @@ stored states of a dense layer, or the key-value cache of a softmax layer. numpy
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,7 +171,7 @@ class LayerFactors(PatternFactors):
             cosines[row] = np.where(chosen <= position, cosine, np.nan)
         return cosines
 
-    def _recalled(self, head: int, keys: np.ndarray, positions: Sequence[int]) -> Iterator[np.ndarray]:
+    def _recalled(self, head: int, keys: np.ndarray, positions: Iterable[int]) -> Iterator[np.ndarray]:
         """What the states after `positions` answer to `keys` [key, state_k]: [key, state_v] each."""
         if self.form != "dense":
             yield from self._linear_state(head).recalled(keys, positions)
@@ -179,7 +179,7 @@ class LayerFactors(PatternFactors):
         axes = self.slots[0]["axes"]
         if axes[-2:] != ["state_k", "state_v"]:
             raise FactorError(
-                f"the state of layer {self.index} ({self.kind}) is {' × '.join(axes[1:]) or 'a number'}: "
+                f"the state of layer {self.index} ({self.kind}) is {' × '.join(axes[1:]).replace('_', ' ') or 'a number'}: "
                 "it answers no key by a product, so only its model can be asked what it remembers"
             )
         nothing, stored = np.full((len(keys), self.slots[0]["shape"][-1]), np.nan), set(self.state_positions().tolist())

@@ -11,7 +11,7 @@ positive and nothing overflows, however fast the state decays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class LinearState:
             carried = fading[-1] * carried + (keys * within[-1][:, None]).T @ values
         return np.sqrt(np.maximum(squares, 0.0))
 
-    def recalled(self, keys: np.ndarray, positions: Sequence[int]) -> Iterator[np.ndarray]:
+    def recalled(self, keys: np.ndarray, positions: Iterable[int]) -> Iterator[np.ndarray]:
         """What S answers to `keys` [key, state_k] after each of the ascending `positions`: Sᵀk, float64 [key, state_v] each.
 
         With one decay per token the answers are carried from position to position, and a state of any size is never

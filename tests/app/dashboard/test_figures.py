@@ -39,7 +39,7 @@ def test_tokens_cannot_write_markup_into_a_label() -> None:
         next_tokens(HOSTILE, np.log(np.full(12, 1 / 12)), LIGHT, panel="p", actual=1),
         loss_strip(np.arange(12.0), HOSTILE, LIGHT, panel="p"),
         block_diagram([{"kind": "x", "label": "<b>", "detail": "<a href='y'>", "layer": 0}], LIGHT, panel="p"),
-        tracked_entries([(1, 2)], np.zeros((1, 12)), HOSTILE, LIGHT, panel="p"),
+        tracked_entries(["[1, 2]"], np.zeros((1, 12)), HOSTILE, LIGHT, panel="p"),
     ]
     for figure in figures:
         texts = strings_of({"data": [t.to_plotly_json() for t in figure.data], "layout": figure.layout.to_plotly_json()})
@@ -165,7 +165,7 @@ def test_effective_rank() -> None:
 def test_followed_entries_wear_their_colours() -> None:
     entries = [(1, 2), (3, 4)]
     picture = state_picture("/img/state?v=1", (8, 8), ("k", "v"), (0, 8), (0, 8), COLOURS, LIGHT, panel="s", tracked=entries)
-    lines = tracked_entries(entries, np.zeros((2, 3)), ["a", "b", "c"], LIGHT, panel="t")
+    lines = tracked_entries(["[1, 2]", "[3, 4]"], np.zeros((2, 3)), ["a", "b", "c"], LIGHT, panel="t")
     assert [shape.line.color for shape in picture.layout.shapes] == [trace.line.color for trace in lines.data]
     assert (picture.layout.shapes[0].x0, picture.layout.shapes[0].y0) == (2, 1)  # column first, row second
 

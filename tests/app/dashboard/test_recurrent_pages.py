@@ -58,10 +58,9 @@ A kind that is not listed draws everything, a layer of attention is only asked f
 
 
 def expected(architecture: str, kind: str, slot: str) -> dict[str, str]:
-    for key in (f"{architecture} {kind} {slot}", architecture if not slot else "", f"{kind} {slot}"):
-        if key in SAID:
-            return SAID[key]
-    return {}
+    keys = (f"{architecture} {kind} {slot}", architecture if not slot else "", f"{kind} {slot}")
+    said = next((SAID[key] for key in keys if key in SAID), {})
+    return said if "spectrum" in said else {**said, "state-over-time": "A matrix is shown one token at a time"}
 
 
 @pytest.mark.parametrize("name", STATEFUL)
@@ -139,3 +138,20 @@ def test_a_state_of_one_matrix_is_read_by_its_own_axes(tmp_path: Path) -> None:
     assert "one state for the whole layer" in PANELS["state"].facts(shared)
     assert memory_words(shared.layer or {}).startswith("The layer carries a matrix of 48 × 5 numbers")
     assert PANELS["state"].reading(shared, 7, 3).rows[:2] == [("channel", "7"), ("mode", "3")]  # type: ignore[attr-defined]
+
+
+def test_a_vector_is_drawn_over_time(tmp_path: Path) -> None:
+    """The chosen state of a cell after every token; matrices are refused there, and the page then shows the other picture."""
+    services = Services(RunStore(tmp_path), JobQueue(), None)  # type: ignore[arg-type]
+    run = trace_run(models.build("lstm"), TEXT, services.store)
+    panel, found = PANELS["state-over-time"], {}
+    for slot in ("", "c"):
+        scene = services.scene(ViewState(page="state", run=run.id, layer=1, head=2, slot=slot))
+        found[slot] = panel.values(scene)
+        stored = run.array("layer.1.states.c" if slot else "layer.1.states")[2]  # every token of a short text
+        np.testing.assert_array_equal(found[slot], stored.T)
+        page = str(state_page.PAGE.build(services, scene))
+        assert "panel-state-over-time" in page and "panel-spectrum" not in page and "panel-state'" not in page
+    assert not np.allclose(found[""], found["c"])
+    followed = services.scene(ViewState(run=run.id, tracked=((3, 0),)))
+    assert PANELS["tracked"].table(followed)[0] == ["token", "[3]"]
