@@ -228,8 +228,8 @@ def _read_choice(choices: dict[str, str]) -> Callable[[str], str | None]:
 
 
 def _read_lines(text: str) -> str | None:
-    kept = "".join(c for c in text if c.isprintable() or c == "\n").strip()
-    return kept if kept and len(kept) <= LONGEST_LINES else None
+    kept = "".join(c for c in text if c.isprintable() or c == "\n").strip("\n")
+    return kept if kept.strip() and len(kept) <= LONGEST_LINES else None
 
 
 def _read_run(text: str) -> str | None:

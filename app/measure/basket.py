@@ -12,7 +12,15 @@ from typing import Any
 from app.measure.common import FormError
 from app.services import Scene, Services
 from probes.interventions.kinds import BDH, KINDS
-from probes.interventions.language import InterventionError, Operation, check_tokens, parse, parse_line, read_span
+from probes.interventions.language import (
+    InterventionError,
+    Operation,
+    check_tokens,
+    parse,
+    parse_line,
+    read_span,
+    written_text,
+)
 from probes.interventions.offers import Offer, dictionaries_below, offered_operations
 
 MOST_PROMPTS = 64
@@ -61,6 +69,11 @@ def parse_basket(text: str, length: int | None = None) -> list[Operation]:
 def lines_of(text: str) -> list[str]:
     """The lines that say something."""
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
+def texts_of(text: str) -> list[str]:
+    """The prompts of a text, one a line, with their spaces."""
+    return [line for line in (text or "").splitlines() if line.strip()]
 
 
 def rows_of(text: str, length: int | None, offers: Mapping[str, Offer]) -> list[Row]:
@@ -146,7 +159,7 @@ def _read(kind: str, name: str, text: str) -> Any:
     if name in ("layer", "after", "count", "sinks"):
         return int(text)
     if name == "texts":
-        return tuple(part.strip() for part in text.replace("\n", " ").split("||"))
+        return parse_line(f"resample mlp 0 from: {text}").texts
     if name == "neurons":
         return tuple((int(h), int(n)) for h, _, n in (pair.partition(".") for pair in text.replace(",", " ").split()))
     if name == "synapse":
@@ -164,7 +177,7 @@ def form_values(operation: Operation) -> dict[str, str]:
                 str(p) if isinstance(p, int) else f"{p[0] or ''}:{'' if p[1] is None else p[1]}" for p in value
             )
         elif name == "texts":
-            values[name] = " || ".join(value)
+            values[name] = " || ".join(map(written_text, value))
         elif name == "neurons":
             values[name] = " ".join(f"{head}.{neuron}" for head, neuron in value)
         elif name == "synapse":
@@ -188,7 +201,7 @@ def offers_of(services: Services, scene: Scene) -> dict[str, Offer]:
 
 def prompts_of(scene: Scene) -> list[str]:
     """What is read: the address's prompts, one a line, else the open run's text. FormError for too many."""
-    prompts = lines_of(scene.view.prompts)
+    prompts = texts_of(scene.view.prompts)
     if len(prompts) > MOST_PROMPTS:
         raise FormError(f"{len(prompts)} prompts; expected at most {MOST_PROMPTS}, one a line.")
     return prompts or [str(scene.opened().manifest.get("text") or "")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.measure.basket import lines_of, offers_of, parse_basket, prompts_of
+from app.measure.basket import offers_of, parse_basket, prompts_of, texts_of
 from app.measure.common import FormError, checked_number, checked_text, model_of, part_of, repeatable
 from app.services import Scene, Services
 from probes.interventions.language import Operation
@@ -38,7 +38,7 @@ def start_intervening(
     except RunError as error:
         raise FormError(f"{str(error)[:1].upper()}{str(error)[1:]}. Open a run above.") from None
     repeatable(services, run)
-    own = prompts_of(scene) if prompts is None else lines_of(str(prompts))
+    own = prompts_of(scene) if prompts is None else texts_of(str(prompts))
     is_run = not own or own == [run.manifest.get("text")]
     texts = [str(run.manifest.get("text"))] if is_run else [checked_text(each, "prompt") for each in own]
     operations = parse_basket(str(basket or ""), scene.n_tokens if is_run else None)

@@ -28,6 +28,7 @@ from app.measure.basket import (
     put,
     rows_of,
     shown_fields,
+    texts_of,
 )
 from app.measure.common import FormError
 from app.measure.interventions import KIND, MOST_DRAWS, start_intervening
@@ -280,7 +281,7 @@ def register(app: Dash, services: Services) -> None:
             operations = parse_basket(text)
         except FormError as error:
             return no_update, no_update, no_update, str(error)
-        read = (lines_of(prompts) or [str(scene.opened().manifest.get("text"))])[0]
+        read = (texts_of(prompts) or [str(scene.opened().manifest.get("text"))])[0]
         model = str(scene.opened().model["name"])
         options = " ".join(f"--do {json.dumps(str(each), ensure_ascii=False)}" for each in operations)
         command = f"workbench intervene {model} {json.dumps(read, ensure_ascii=False)} {options} --json"
@@ -355,7 +356,7 @@ def _register_basket(app: Dash, services: Services) -> None:
         if not view:
             return no_update, no_update
         scene = scene_of(view)
-        length = None if lines_of(prompts) else scene.n_tokens or None
+        length = None if texts_of(prompts) else scene.n_tokens or None
         return row_list(rows_of(text, length, offers_of(services, scene))), cost_of(scene, prompts or "", draws)
 
     @app.callback(
@@ -363,11 +364,11 @@ def _register_basket(app: Dash, services: Services) -> None:
         Input("intervene-prompts", "value"), State("view", "data"), prevent_initial_call=True,
     )  # fmt: skip
     def into_the_address(text: str | None, prompts: str | None, view: dict[str, Any] | None) -> tuple[Any, Any]:
-        text, prompts = "\n".join(lines_of(text or "")), "\n".join(lines_of(prompts or ""))
+        text, prompts = "\n".join(lines_of(text or "")), "\n".join(texts_of(prompts or ""))
         if not view or view["page"] != "intervene" or max(len(text), len(prompts)) > LONGEST_LINES:
             return no_update, no_update
         scene = scene_of(view)
-        if text == "\n".join(lines_of(first_basket(scene))) and prompts == "\n".join(lines_of(first_prompts(scene))):
+        if text == "\n".join(lines_of(first_basket(scene))) and prompts == "\n".join(texts_of(first_prompts(scene))):
             return no_update, no_update
         return {"change": {"do": text or None, "on": prompts or None}, "page": "/intervene"}, {
             "text": text,
@@ -390,7 +391,7 @@ def _register_basket(app: Dash, services: Services) -> None:
         basket, read = first_basket(scene), first_prompts(scene)
         return (
             no_update if lines_of(basket) == lines_of(text or "") else basket,
-            no_update if lines_of(read) == lines_of(prompts or "") else read,
+            no_update if texts_of(read) == texts_of(prompts or "") else read,
         )
 
 

@@ -8,10 +8,13 @@
 `KINDS` is the whole language. A template names the fields of a kind in braces; brackets hold what may be left out. Parser, writer, forms
 and guides all follow from it, so a new kind is one entry there and one function in `executor`.
 
+Texts stand as they are, or in quotes with the escapes of JSON where spaces at an end, a new line or `||` matter.
+
 A *place* is a part and a layer (`mlp 2`, `resid 0`, `key 1`), with heads or neurons behind a point (`head 1.3,5`), or a hook point by its
 name (`blocks.1.attn.hook_k:0,2`). Tokens are counted from 0, from the end if negative; `3:10` is 3 to 9.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -219,7 +222,7 @@ def _read(values: dict[str, str], line: str) -> dict[str, Any]:
         elif name == "units":
             read[name] = tuple(map(int, text.split(",")))
         elif name == "texts":
-            read[name] = tuple(part.strip() for part in text.split("||"))
+            read[name] = _read_texts(text, line)
         elif name == "neurons":
             read[name] = tuple((int(h), int(n)) for h, _, n in (pair.partition(".") for pair in text.split()))
         elif name == "synapse":
@@ -236,6 +239,33 @@ def read_span(text: str) -> Span:
         first, colon, last = part.partition(":")
         parts.append((int(first or 0), int(last) if last else None) if colon else int(first))
     return tuple(parts)
+
+
+_TEXT = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|((?:(?!\|\|).)*?))\s*(?:\|\||$)', re.DOTALL)
+
+
+def written_text(text: str) -> str:
+    """A text as a line has it: in quotes, with the escapes of JSON, where it would be read as another one otherwise."""
+    plain = text == text.strip() and not text.startswith('"') and "||" not in text and "\n" not in text
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def _read_texts(text: str, line: str) -> tuple[str, ...]:
+    """Texts between `||`, each as it stands or in quotes."""
+    found, at = [], 0
+    while at < len(text) or text[:at].endswith("||"):
+        part = _TEXT.match(text, at)
+        assert part is not None  # the second alternative matches anything
+        try:
+            found.append(str(json.loads(part[1])) if part[1] is not None else part[2])
+        except ValueError:
+            raise InterventionError(
+                f'{line!r}: {part[1]} is no text in quotes; write \\" for a quote and \\n for a new line.'
+            ) from None
+        if part.end() == at:
+            break
+        at = part.end()
+    return tuple(found)
 
 
 def _read_place(text: str) -> dict[str, Any]:
@@ -306,7 +336,7 @@ def _field_text(name: str, operation: Operation) -> str:
     if name in ("by", "to"):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if name == "texts":
-        return " || ".join(value)
+        return " || ".join(map(written_text, value))
     if name == "neurons":
         return " ".join(f"{head}.{neuron}" for head, neuron in value)
     if name == "synapse":

@@ -80,6 +80,8 @@ def test_what_is_read() -> None:
     assert (zero.place, zero.layer, zero.units, zero.at) == ("head", 1, (3, 5), (4, (8, 10), -1))
     assert steer.by == -150 and steer.texts == ("a  b", "from: c")
     assert cut.keys == ((0, 3),) and cut.queries == () and str(cut) == "cut layer 2 keys :3"
+    spaced = Operation("steer", place="resid", layer=0, by=1.0, texts=(' a "b" ', "c || d\n"))
+    assert parse_line(str(spaced)) == spaced and str(spaced).endswith(r'from: " a \"b\" " || "c || d\n"')
     written = "zero blocks.0.attn.hook_k:1,2 at 3:"
     point = parse_line(written)
     assert (point.place, point.units, point.at) == ("blocks.0.attn.hook_k", (1, 2), ((3, None),)) and str(
@@ -91,7 +93,8 @@ def test_what_is_read() -> None:
     ("", "0 edits"), ("zero mlp 1\n" * 25, "25 edits"), ("zer head 1.1", "Did you mean 'zero'"), ("zero head 1", "names no head"),
     ("zero head", "is not understood.*zero head 1.3"), ("steer resid 1 by 2 from: one", "needs two texts"),
     ("patch resid 1", "for example"),
-    ("patch resid 1 from: a || b", "takes one text"), ("mean mlp 1 from: a ||", "texts is empty"), ("mute 2.0.1-1.0.1", "no synapse"),
+    ("patch resid 1 from: a || b", "takes one text"), ('patch resid 1 from: "a\\q"', "no text in quotes"),
+    ("mean mlp 1 from: a ||", "texts is empty"), ("mute 2.0.1-1.0.1", "no synapse"),
     ("zero mlp 1 at 20", "no token 20"), ("zero mlp 1 at 5:3", "holds none"), ("reset state 1 after 13", "too late"),
     ("reset state 1 after -1", "too late"), ("freeze at 3", "freeze since 40"),
 ])  # fmt: skip
