@@ -86,8 +86,8 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
                 count_input("graph-source_head", "From head", asked.get("source_head", 0), 0, 255),
                 count_input("graph-target_head", "To head", asked.get("target_head", 0), 0, 255),
             ),
+            select("graph-threshold", "Keep the largest entries by", [*THRESHOLDS.items()], next(iter(threshold))),
             side_by_side(
-                select("graph-threshold", "Keep by", [*THRESHOLDS.items()], next(iter(threshold))),
                 count_input("graph-edges", "Edges", threshold.get("edges", 1024), 20, MOST_EDGES),
                 share_input("graph-noise_quantile", "Noise quantile", threshold.get("noise_quantile", 0.999)),
             ),

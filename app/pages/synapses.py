@@ -13,7 +13,7 @@ from dash.development.base_component import Component
 from app.figures.common import number, visible_text
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, word_list
 from app.frames import content_frame, explain, frame, icon, scene_of_slice, slice_input, view_slice
-from app.measure.common import FormError, checked_number
+from app.measure.common import FormError, bdh_models, checked_number
 from app.measure.synapses import KIND, MEASURES, start_search
 from app.page import Page
 from app.panels.results import measured
@@ -25,6 +25,7 @@ from workbench.lab.jobs import Job
 from workbench.lab.run_synapses import RunSynapses
 
 STRENGTH, FIXED, CURRENT, COUNT, WRITES, TOP, AUTHORS = PANELS
+MOST_OFFERED = 8
 PARTS = ("source layer", "head", "neuron", "target layer", "head", "neuron")
 FIRST = (0, 0, 0, 1, 0, 0)
 RIGHT = {"type": "rightAligned"}
@@ -61,6 +62,8 @@ def depth_of(scene: Scene) -> int:
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
+    if scene.run is not None and not depth_of(scene):
+        return [_no_synapses(services, scene)]
     chips = [
         html.Div(id="synapse-chips", className="tracked-list"),
         view_slice("content", "synapse-chips", ("run", "synapses")),
@@ -82,11 +85,32 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     ]
 
 
+def _no_synapses(services: Services, scene: Scene) -> Component:
+    """What to do when the open run is of another model: the runs of a BDH that there are, or how to make one."""
+    names = {str(model["name"]) for model in bdh_models(services)}
+    known = [entry for entry in services.store.list(kind="trace") if entry.model in names][:MOST_OFFERED]
+    links = [
+        html.Li(html.A(entry.title, href=scene.view.change(run=entry.id, synapses=()).to_url(), className="in-app"))
+        for entry in known
+    ]
+    make = html.A(
+        "start one on the Overview page", href=scene.view.change(page="overview").to_url(), className="in-app"
+    )
+    words = [
+        "Only a BDH has synapses between neurons. ",
+        "Open one of its runs, or " if links else "To have a run of one, ",
+        make,
+        ".",
+    ]
+    parts = [html.Strong("This run is of another model"), html.Span(words), html.Ul(links, className="plain-list")]
+    return html.Div(parts[: 3 if links else 2], className="panel-message", role="status")
+
+
 def _picker() -> Component:
     inputs = [
         count_input(
             f"synapse-part-{index}",
-            f"{'from y: ' if index == 0 else 'to x: ' if index == 3 else ''}{name}",
+            {0: "From y: layer", 3: "To x: layer"}.get(index, name),
             FIRST[index],
             0,
             10**6,
@@ -234,6 +258,14 @@ def register(app: Dash, services: Services) -> None:
         return start_search(services, services.scene(view), measure, layer, since, symbol)
 
     register_form(app, "synapse-search", ("measure", "layer", "since", "symbol"), start)
+
+    @app.callback(
+        Output("synapse-search-since", "disabled"),
+        Output("synapse-search-symbol", "disabled"),
+        Input("synapse-search-measure", "value"),
+    )
+    def meant(measure: str | None) -> tuple[bool, bool]:
+        return measure != "change", measure != "read"
 
     @app.callback(Output("synapse-chips", "children"), slice_input("content", "synapse-chips"))
     def show_chips(data: dict[str, Any] | None) -> Any:

@@ -72,7 +72,7 @@ class GraphEdges(GraphPanel):
         connected = int((self.array(scene, "community") >= 0).sum())
         return [results["name"], f"{len(self.values(scene)):,} edges among {connected:,} of {len(self.names(scene)):,} neurons",
                 f"weights from {number(results['threshold'])} on",
-                *([f"noise alone would make {results['noise_edges']:,}"] if "noise_edges" in results else [])]  # fmt: skip
+                *([f"noise alone would have {results['noise_edges']:,} such edges"] if "noise_edges" in results else [])]  # fmt: skip
 
     def snippet_body(self, scene: Scene) -> str:
         return f"{self.build(scene)}\nvalues = graph.weight"

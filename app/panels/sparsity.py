@@ -48,8 +48,10 @@ class SparsityOverTokens(SparsityPanel):
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         series = [(f"layer {layer}", line) for layer, line in enumerate(self.values(scene))]
-        return token_lines(series, self.tokens(scene), theme, y_title="share of neurons", panel=self.id, role="", click="", from_zero=True,
-                           dashes=[("solid", "dash", "dot", "dashdot")[layer % 4] for layer in range(len(series))])  # fmt: skip
+        dashes = [("solid", "dash", "dot", "dashdot")[layer % 4] for layer in range(len(series))]
+        figure = token_lines(series, self.tokens(scene), theme, y_title="active neurons", panel=self.id, role="", click="", from_zero=True,
+                             dashes=dashes)  # fmt: skip
+        return figure.update_yaxes(tickformat=".0%")
 
     def table(self, scene: Scene) -> Table:
         values, nats, tokens = self.values(scene), self.array(scene, "surprisal"), self.tokens(scene)

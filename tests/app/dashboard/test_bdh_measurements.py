@@ -152,6 +152,14 @@ def test_following(stage: tuple[Services, str]) -> None:
         PANELS["synapse-fixed"].values(scene)
 
 
+def test_a_run_of_another_model_leads_to_those_of_a_bdh(stage: tuple[Services, str]) -> None:
+    services, run = stage
+    other = finished(services, services.models.start_trace("gpt-english", "a cat", {}))
+    page = PAGES["synapses"].build(services, services.scene(ViewState(page="synapses", run=other)))
+    assert "This run is of another model" in text_of(page) and f"run={run}" in str(page) and "synapse-search" not in str(page)
+    assert "This run is of another model" not in text_of(PAGES["synapses"].build(services, services.scene(ViewState(run=run))))
+
+
 # ---- neuron graph ----------------------------------------------------------------------------------------------------
 
 GRAPH = {
