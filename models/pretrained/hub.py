@@ -27,6 +27,8 @@ SHORT = {
     "bert-base-cased": "google-bert/bert-base-cased",
     "roberta-base": "FacebookAI/roberta-base",
     "distilbert-base-uncased": "distilbert/distilbert-base-uncased",
+    "t5-small": "google-t5/t5-small",
+    "t5-base": "google-t5/t5-base",
 }
 
 

@@ -48,16 +48,49 @@ computer, then pass its path or put it under the root. Encoders can be traced to
 FOOTER = """
 Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts={"token_types": ...}`, and have `pooled` and `mean_pooled`.
 
+## T5: a source and a text
+
+```
+model = models.load("google/flan-t5-small")
+model.generate(source="translate English to German: That is good.", max_new_tokens=12)
+logits, cache = model.run_with_cache(model.start_tokens(), facts={"source": "That is good."})
+german = model.with_source("translate English to German: That is good.")       # a language model given this source: what probes take
+```
+
+A decoder layer is two blocks: `blocks.{2l}` has self-attention, `blocks.{2l + 1}` cross-attention and the MLP, so `model.patterns` gives
+the text's own pattern and the one over the source's tokens in turns. The encoder's hook points are `encoder.…`
+(`encoder.blocks.0.attn.hook_pattern`), their roles begin with `source_`. A carried state holds the source. T5's encoder alone
+(`T5EncoderModel`) opens as an encoder.
+
+## HRM-Text: one address per run of a block
+
+`blocks.0.attn.hook_pattern@3` is the pattern of the first block's fourth run; `wiring.hook_low@k` and `wiring.hook_high@k` are what the
+stacks give. A prefix that reads itself in both directions is `facts={"prefix_length": n}`.
+
+## BDH: weights of the published code
+
+```
+model = models.load("dragon.safetensors", config={"n_layer": 6})                                # the weights tell all but the layers
+model = models.load("dragon.pt", config={"n_layer": 6}, allow_pickle_conversion=True)           # a state dict saved by torch
+save_official(model, "folder")           # of models.bdh.official: the same layout again, with its settings in config.json
+```
+
+A `config.json` beside the file, or in the folder, with the published settings (`n_layer`, `n_embd`, ...) does instead of `config`.
+
 ## What is not supported, and says so
 
 - Settings that would make another function of the same weights: Falcon with ALiBi, OPT with norms after or projected embeddings (350M),
   Phi with normalised queries and keys, BLOOM with residuals after norms, Mamba-2 with bounded step sizes, xLSTM with biases.
-- Mixtures of experts other than Qwen3-Next's, and HRM-Text checkpoints, have no converter here. Qwen3-Next's heads for further tokens are
-  left out.
+- Mixtures of experts other than Qwen3-Next's have no converter here. Qwen3-Next's heads for further tokens are left out. Of the
+  encoder-decoders there is T5 with its relatives.
+- HRM-Text with biases. Its early fast runs carry no gradient in transformers, here all do.
+- Runs (`workbench trace`) of an encoder-decoder keep no pattern over the source; the command line and the dashboard name no source.
 - RecurrentGemma and xLSTM in transformers let padding into their memories. They are compared with its reading of every text by itself.
 - Pretraining heads of encoders (masked language modelling) are left out.
 - BLOOM differs by 1e-9 because its GELU there has √(2/π) to eight digits only.
-- 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there.
+- 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there. 16-bit T5: infinities are not clamped.
+- UMT5: what is unembedded is multiplied by d_model^−½ unless config.json has `tie_word_embeddings: false`, as by older versions of
+  transformers; version 5 multiplies always. The order of the logits is the same.
 """
 
 
@@ -129,6 +162,8 @@ def main() -> None:
     """Measure and write."""
     import transformers
 
+    from tests.models.pretrained import test_bdh_checkpoints, test_encoder_decoders, test_hrm_text
+
     torch.set_num_threads(1)
     columns = ("logits", "streams", "patterns", "states", "float32", "generation")
     lines = [
@@ -142,11 +177,21 @@ def main() -> None:
     ]
     cases: list[tuple[str, Case, Any]] = [(name, case, measured) for name, case in CASES.items()]
     cases += [(name, case, encoder_row) for name, case in test_encoders.CASES.items()]
+    cases += [(name, case, test_hrm_text.row) for name, case in test_hrm_text.CASES.items()]
+
+    def add(name: str, reference: str, row: dict[str, str]) -> None:
+        lines.append(f"| {name} | {reference} | {' | '.join(row.get(column, '–') for column in columns)} |")
+        print(lines[-1], flush=True)
+
     for name, case, measure in cases:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(pair(case, Path(folder) / name))
-        lines.append(f"| {name} | {case.model} | {' | '.join(row.get(column, '–') for column in columns)} |")
-        print(lines[-1], flush=True)
+            add(name, case.model, measure(pair(case, Path(folder) / name)))
+    for name, case in test_encoder_decoders.CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            both = test_encoder_decoders.opened(name, Path(folder) / name)
+            add(name, case.model, test_encoder_decoders.row(both))
+    with tempfile.TemporaryDirectory() as folder:
+        add("bdh", "published equations, restated", test_bdh_checkpoints.row(Path(folder)))
     PAGE.write_text("\n".join(lines) + "\n" + FOOTER)
 
 

@@ -50,6 +50,17 @@ def check(path: Path, weights: dict[str, Tensor], tokens: Tensor, **options: Any
     return model
 
 
+def row(folder: Path) -> dict[str, str]:
+    """A line of docs/pretrained.md: logits in float64, and in float32 over the largest."""
+    weights = to_official(BDH(CONFIG).double())
+    path = folder / "dragon.safetensors"
+    save_file(weights, path)
+    tokens = torch.randint(0, 37, (2, 19), generator=torch.Generator().manual_seed(0))
+    expected = published_forward(weights, tokens, CONFIG.n_layers)
+    gaps = [largest(models.load(path, dtype=d, config=LAYERS)(tokens) - expected) for d in (torch.float64, None)]
+    return {"logits": f"{gaps[0]:.0e}", "float32": f"{gaps[1] / max(1.0, largest(expected)):.0e}"}
+
+
 def test_a_file_of_tensors(weights: dict[str, Tensor], tokens: Tensor, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "dragon.safetensors")
     model = check(tmp_path / "dragon.safetensors", weights, tokens, config=LAYERS)

@@ -1,6 +1,5 @@
 """T5 checkpoints: what transformers computes of a source and a text, and what we compute from the same files."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 import models
 from models.encoder import Encoder
 from models.encoder_decoder import EncoderDecoder
+from tests.models.pretrained.page import shown
 from tests.models.pretrained.reference import (
     HEADS,
     NEW,
@@ -130,9 +130,8 @@ def same_tokens(both: Pair) -> int:
 def single(both: Pair) -> float:
     """The largest difference of logits in float32, nothing patched, over their largest."""
     (source, _), (text, _) = sequences(SOURCE, None, 1), sequences(TEXT, None, 2)
-    theirs = copy.deepcopy(both.theirs).float()
     with torch.no_grad():
-        expected = theirs(source, decoder_input_ids=text).logits
+        expected = both.single()(source, decoder_input_ids=text).logits
         return largest(models.load(both.folder)(text, facts={"source": source}) - expected) / max(
             1.0, largest(expected)
         )
@@ -143,8 +142,10 @@ def row(both: Pair) -> dict[str, str]:
     worst = {"logits": 0.0, "streams": 0.0, "patterns": 0.0}
     for sides in ((None, None), ("left", "left"), ("right", "right")):
         worst = {name: max(worst[name], value) for name, value in differences(both, *sides).items()}
-    shown = {name: f"{value:.0e}" for name, value in worst.items()}
-    return shown | {"float32": f"{single(both):.0e}", "generation": f"{same_tokens(both)} of {NEW}"}
+    return {name: shown(value) for name, value in worst.items()} | {
+        "float32": f"{single(both):.0e}",
+        "generation": f"{same_tokens(both)} of {NEW}",
+    }
 
 
 @pytest.mark.parametrize("text_side", SIDES, ids=lambda side: f"text-{side}")

@@ -1,8 +1,6 @@
 """HRM-Text checkpoints: every run of every block, in transformers and from the same files here."""
 
-import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 import models
 from models.pretrained.family import UnsupportedCheckpoint
-from tests.models.pretrained.page import same_tokens, single
+from tests.models.pretrained.page import same_tokens, shown, single
 from tests.models.pretrained.reference import (
     HEADS,
     NEW,
@@ -86,18 +84,15 @@ def differences(both: Pair, side: str | None, prefix: int = 0) -> dict[str, floa
     }
 
 
-def in_single(both: Pair) -> float:
-    """The largest difference of logits in float32, nothing patched, over their largest; the float64 model stays as it is."""
-    return single(replace(both, theirs=copy.deepcopy(both.theirs)))
-
-
 def row(both: Pair) -> dict[str, str]:
     """A line of docs/pretrained.md."""
     worst = {"logits": 0.0, "streams": 0.0, "patterns": 0.0}
     for side in (None, "left", "right"):
         worst = {name: max(worst[name], value) for name, value in differences(both, side).items()}
-    shown = {name: f"{value:.0e}" for name, value in worst.items()}
-    return shown | {"float32": f"{in_single(both):.0e}", "generation": f"{same_tokens(both)} of {NEW}"}
+    return {name: shown(value) for name, value in worst.items()} | {
+        "float32": f"{single(both):.0e}",
+        "generation": f"{same_tokens(both)} of {NEW}",
+    }
 
 
 @pytest.mark.parametrize("prefix", [0, 5], ids=["causal", "prefix"])
@@ -118,7 +113,7 @@ def test_generation(both: Pair) -> None:
 
 
 def test_single_precision_as_it_comes(both: Pair) -> None:
-    assert in_single(both) < CLOSE
+    assert single(both) < CLOSE
 
 
 def test_the_first_fast_state_comes_from_the_file(both: Pair) -> None:
