@@ -32,14 +32,16 @@ RIGHT = {"type": "rightAligned"}
 COLUMNS = [
     {
         "field": "source",
-        "headerName": "y layer·head·neuron",
+        "headerName": "from y",
+        "headerTooltip": "layer·head·neuron that fires",
         "minWidth": 130,
         "flex": 2,
         "cellClass": "cell-mono cell-link",
     },
     {
         "field": "target",
-        "headerName": "x layer·head·neuron",
+        "headerName": "to x",
+        "headerTooltip": "layer·head·neuron that is reached",
         "minWidth": 130,
         "flex": 2,
         "cellClass": "cell-mono cell-link",

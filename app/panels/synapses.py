@@ -20,6 +20,7 @@ from workbench.lab.run_synapses import Address, RunSynapses
 
 MARKED_SHARE = 0.1
 SHOWN_BARS = 20
+AXES = {"strength": "|C|  (y · x)", "fixed": "σ̃  (y · x)", "current": "σ  (y · x)", "count": "Σ y · x"}
 VIEW_WORDS = {
     "strength": ("Strength |C|", "How strong each followed synapse is after every token. Markers stand at tokens that wrote."),
     "fixed": ("Fixed frame σ̃", "The entry that the model's own state is made of, seen from position 0. Steps are writes."),
@@ -82,7 +83,7 @@ class SynapseView(Panel):
         values, addresses = self.values(scene), followed(scene)
         written = np.stack([reader(scene).written(ends(address)) for address in addresses])
         return synapse_lines(
-            [synapse_name(address) for address in addresses], values, written, scene.tokens, theme, panel=self.id, title=self.view,
+            [synapse_name(address) for address in addresses], values, written, scene.tokens, theme, panel=self.id, title=AXES[self.view],
             share=MARKED_SHARE, last=len(addresses) - 1,
         )  # fmt: skip
 
@@ -237,9 +238,11 @@ class SynapseAuthors(ResultPanel):
     def facts(self, scene: Scene) -> list[str]:
         record = self.explained(scene)
         return [
-            synapse_name(tuple(record["address"])), f"in the state {number(record['total'])}", f"listed {number(record['listed'])}",
+            synapse_name(tuple(record["address"])),
+            f"in the state {number(record['total'])}",
+            f"the {len(record['writes'])} largest writes make {number(record['listed'])}",
             f"decomposition exact to {number(self.results(scene)['error'])}",
-        ]  # fmt: skip
+        ]
 
     def snippet_body(self, scene: Scene) -> str:
         asked, (k, a, i, layer, b, j) = self.settings(scene), self.explained(scene)["address"]

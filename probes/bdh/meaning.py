@@ -50,7 +50,7 @@ class RowMeaning:
 @torch.no_grad()
 def says(model: Any, direction: Tensor, k: int = 10) -> Ranked:
     """The k tokens whose logits a direction of the stream [d_model] raises most. Raises ValueError for another shape."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     if direction.shape != (model.d_model,):
         raise ValueError(f"direction has shape {tuple(direction.shape)}; expected ({model.d_model},).")
     return _ranked(model, direction.to(model.W_U) @ model.W_U, k)
@@ -60,7 +60,7 @@ def says(model: Any, direction: Tensor, k: int = 10) -> Ranked:
 @torch.no_grad()
 def neuron_says(model: Any, head: int, neuron: int, k: int = 10) -> NeuronMeaning:
     """The tokens that excite a neuron directly, and those that its firing promotes. Raises ValueError for a neuron that does not exist."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     checked_neuron(model, head, neuron, "neuron")
     encoder = centred(model.weights.E[head, neuron])
     excited = _ranked(model, _streams(model) @ model.weights.D_x[head, :, neuron], k)

@@ -198,7 +198,7 @@ def parameter_product(
     model: Any, source_head: int, target_head: int, *, kind: str = "x", centre: bool = False
 ) -> Product:
     """E D_x (or E D_y) of a pair of heads as factors. `centre` takes the mean out of each E_i, as the layer norm will."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     if kind not in KINDS:
         raise ValueError(f"Unknown kind {kind!r}.{suggestion(kind, KINDS)} Expected one of {', '.join(KINDS)}.")
     checked_neuron(model, source_head, 0, "source_head with neuron 0,")
@@ -339,7 +339,7 @@ def coactivation_graph(
         activity: `"x"` or `"y"`. measure: `"correlation"`, `"cosine"`, or `"count"` of tokens at which both are active.
         Other arguments as in `parameter_graph`.
     """
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     for what, value, known in (("activity", activity, KINDS), ("measure", measure, MEASURES)):
         if value not in known:
             raise ValueError(f"Unknown {what} {value!r}.{suggestion(value, known)} Expected one of {', '.join(known)}.")

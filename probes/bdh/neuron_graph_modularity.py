@@ -198,7 +198,7 @@ def initial_weights(model: Any, seed: int | None = None) -> InitialWeights:
     """Rebuild a model from its configuration (with another seed, if given) and compare."""
     from dataclasses import replace
 
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     config = model.config if seed is None else replace(model.config, seed=seed)
     rebuilt = type(model)(config).eval()
     pair = torch.stack([m.weights.E.detach().double().cpu().flatten() for m in (model, rebuilt)])
@@ -354,7 +354,7 @@ def modularity_curve(
             )
     if not len(edges):
         raise ValueError("edges is empty; expected numbers of edges.")
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     product = parameter_product(model, source_head, target_head, kind=kind, centre=centre)
     name = f"E D_{kind}, head {source_head} → {target_head}"
     initial: list[Product] = []

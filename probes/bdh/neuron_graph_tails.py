@@ -40,7 +40,7 @@ class HeadPair:
 
 def head_census(model: Any, kind: str = "x", *, noise: float = 4.0, centre: bool = False) -> list[HeadPair]:
     """Tails of G between every pair of heads; the paper finds 12 of 16 with a heavy right tail (section 5.5)."""
-    model = require_bdh(model)
+    model = require_bdh(model, variants=True)
     heads, out = range(model.config.n_heads), []
     for a in heads:
         for b in heads:
