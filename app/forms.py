@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -96,14 +96,13 @@ def register_form(app: Dash, name: str, fields: Sequence[str], start: Callable[.
         return (job if job else no_update), words
 
 
-def earlier_results(services: Services, scene: Scene, kind: str, *, of_run: bool = False) -> list[Component]:
-    """Links to the results of a kind, newest first; nothing when there are none. `of_run`: only those measured on the open run."""
+def earlier_results(
+    services: Services, scene: Scene, kind: str, *, of: Mapping[str, str] | None = None
+) -> list[Component]:
+    """Links to the results of a kind, newest first; nothing when there are none. `of`: only those with these settings."""
     entries = services.store.list(kind=kind)
-    if of_run:
-        open_run = scene.run.id if scene.run is not None else None
-        entries = [
-            entry for entry in entries if services.open_run(entry.id).manifest["settings"].get("run") == open_run
-        ]
+    if of is not None:
+        entries = [e for e in entries if of.items() <= (services.open_run(e.id).manifest.get("settings") or {}).items()]
     entries = entries[:MOST_LISTED]
     if not entries:
         return []

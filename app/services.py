@@ -89,7 +89,7 @@ class Scene:
     `problem` says why there is no run, in words. `pixels` is the largest side of a picture: never more than the screen shows,
     since a browser that shrinks a picture drops single cells. `result` is the run that the address names as its result, such as
     the measurement that a page shows beside the run; `result_problem` says why it is not there. `other` is the run that the address
-    compares the open one with, `other_problem` likewise.
+    compares the open one with, `other_problem` likewise. `store` is where further runs are looked up.
     """
 
     view: ViewState
@@ -102,6 +102,7 @@ class Scene:
     result_problem: str = ""
     other: Run | None = None
     other_problem: str = ""
+    store: RunStore | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> list[str]:
@@ -191,7 +192,7 @@ class Services:
 
     def scene(self, view: ViewState, pixels: int = 512) -> Scene:
         """What a view points at. A view without a run means the newest one; the view comes back fitted to the run."""
-        scene = self._scene_of_run(view, pixels)
+        scene = replace(self._scene_of_run(view, pixels), store=self.store)
         if view.result:
             result, problem = self._named(view.result)
             scene = replace(scene, result=result, result_problem=problem)

@@ -236,6 +236,10 @@ def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
 
 
+def _read_head_score(text: str) -> str | None:
+    return text if text in HEAD_SCORES else _read_score(text)
+
+
 def _read_head(text: str) -> str | None:
     return text if text in MATCHES or re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
 
@@ -264,7 +268,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "synapses": _read_synapses,
     "study": _read_study, "result": _read_run,
     "depth": _read_count, "lens": _read_choice(LENSES), "lens_colour": _read_choice(LENS_COLOURS),
-    "run_b": _read_run, "head_b": _read_head, "head_score": _read_choice(HEAD_SCORES),
+    "run_b": _read_run, "head_b": _read_head, "head_score": _read_head_score,
     "shared_rows": _read_span, "shared_columns": _read_span,
     "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
     "basket": _read_lines, "prompts": _read_lines,

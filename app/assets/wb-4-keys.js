@@ -131,6 +131,7 @@
     "compare-here": () => workbench.change({ t2: workbench.position() }),
     untrack: (button) => workbench.toggleTracked(button.dataset.entry),
     "whole-map": () => workbench.change({ rows: null, cols: null }),
+    "whole-shared": () => workbench.change({ urows: null, ucols: null }),
     "whole-state": () => workbench.change({ srows: null, scols: null }),
     near: () => {
       const total = facts.tokens.length, half = 24;

@@ -122,10 +122,14 @@ def component_bars(labels: Sequence[str], values: np.ndarray, theme: Theme, *, p
 def head_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], theme: Theme, *, panel: str, unit: str,
     choices: Mapping[str, Sequence[Mapping[str, Any]]], x_title: str = "head", y_title: str = "layer",
+    texts: bool = True,
 ) -> go.Figure:  # fmt: skip
-    """Signed values [row, column] as cells, nan where there is none; `choices` says what a click changes."""
+    """Signed values [row, column] as cells, nan where there is none.
+
+    `choices` says what a click changes, `texts` whether numbers stand in the cells where there is room.
+    """
     limit = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-    show = values.size <= 400
+    show = texts and values.size <= 400
     figure = go.Figure(go.Heatmap(
         z=values, x=[c + 0.5 for c in range(len(columns))], y=[r + 0.5 for r in range(len(rows))], zmin=-limit, zmax=limit,
         colorscale=colour_scale(theme.table_name(True)), xgap=1, ygap=1, hoverongaps=False,

@@ -21,6 +21,7 @@ from app.view_state import LENS_COLOURS, LENSES, ViewState
 from workbench.lab.jobs import Job
 
 GRID, CELL, DEPTHS, PARTS, HEADS, COSINE = OWN_PANELS
+# The overview's own panel, which is drawn here too.
 NORMS = next(panel for panel in overview.PANELS if panel.id == "residual")
 FIELDS = ("lens", "corpus", "steps", "answer", "wrong", "target")
 
@@ -41,7 +42,7 @@ def controls(scene: Scene) -> Sequence[Component]:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     found = measured(scene, KIND)
-    side = [_form(services, scene), *earlier_results(services, scene, KIND, of_run=True)]
+    side = [_form(services, scene), *earlier_results(services, scene, KIND, of={"run": scene.view.run})]
     stream = [frame(NORMS, scene, ""), frame(COSINE, scene, "")]
     if found is None:
         rows = [
@@ -99,7 +100,7 @@ PAGE = Page(
     order=6,
     words="When the answer appears in the residual stream, layer by layer, and which parts of the model wrote it.",
     layout=layout,
-    panels=(*OWN_PANELS, NORMS),
+    panels=OWN_PANELS,
     structure=structure,
     controls=controls,
     register=register,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from app.panels.words import kind_words
 from app.services import Scene
 from app.theme import Theme
 from workbench.lab.pooling import pool
+from workbench.lab.runs import Run
 
 
 def blocks_of(scene: Scene) -> list[dict[str, Any]]:
@@ -62,11 +63,16 @@ def _recorded_blocks(scene: Scene) -> list[dict[str, Any]]:
 
 def token_name(scene: Scene, token: int) -> str:
     """The text of a token id: exact for byte tokens and for tokens that occur in the run, else `#id`."""
-    record = scene.opened().manifest.get("tokens") or {}
+    return scene.once("token-names", make=lambda: token_names(scene.opened()))(token)
+
+
+def token_names(run: Run) -> Callable[[int], str]:
+    """`token_name` for a run."""
+    record = run.manifest.get("tokens") or {}
     if record.get("tokenizer") == "bytes":
-        return chr(token) if 0 <= token < 256 else f"#{token}"
-    known = scene.once("token-names", make=lambda: dict(zip(record["ids"], record["strings"], strict=True)))
-    return known.get(token, f"#{token}")
+        return lambda token: chr(token) if 0 <= token < 256 else f"#{token}"
+    known = dict(zip(record["ids"], record["strings"], strict=True))
+    return lambda token: known.get(token, f"#{token}")
 
 
 class Diagram(Panel):
@@ -97,7 +103,10 @@ class Diagram(Panel):
         return 84 * column_count(self.blocks(scene))
 
     def table(self, scene: Scene) -> Table:
-        rows = ([str(b["layer"] if b["layer"] is not None else ""), str(b["label"]), str(b["detail"])] for b in self.blocks(scene))
+        rows = (
+            [str(b["layer"] if b["layer"] is not None else ""), str(b["label"]), str(b["detail"])]
+            for b in self.blocks(scene)
+        )
         return ["layer", "block", "detail"], rows
 
     def snippet_body(self, scene: Scene) -> str:
@@ -122,7 +131,10 @@ class SurprisalText(StripPanel):
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
         if not scene.opened().has("loss"):
-            raise NothingToShow("No surprisal in this run", "Its model reads the whole text at once (an encoder) and predicts no next token.")
+            raise NothingToShow(
+                "No surprisal in this run",
+                "Its model reads the whole text at once (an encoder) and predicts no next token.",
+            )
         return np.asarray(scene.opened().array("loss"))
 
     def snippet_body(self, scene: Scene) -> str:
@@ -134,7 +146,11 @@ class SurprisalText(StripPanel):
         if not len(finite):
             return [f"{scene.n_tokens} tokens"]
         mean = float(finite.mean(dtype=np.float64))
-        return [f"{scene.n_tokens} tokens", f"mean {number(mean)} nats per token", f"perplexity {number(float(np.exp(mean)))}"]
+        return [
+            f"{scene.n_tokens} tokens",
+            f"mean {number(mean)} nats per token",
+            f"perplexity {number(float(np.exp(mean)))}",
+        ]
 
 
 class LossStrip(Panel):
@@ -178,7 +194,10 @@ class NextTokens(Panel):
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
         if not scene.opened().has("next.log_probs"):
-            raise NothingToShow("No predictions in this run", "Its model reads the whole text at once (an encoder) and predicts no next token.")
+            raise NothingToShow(
+                "No predictions in this run",
+                "Its model reads the whole text at once (an encoder) and predicts no next token.",
+            )
         return np.asarray(scene.opened().array("next.log_probs")[scene.query])
 
     def _ids(self, scene: Scene) -> list[int]:
@@ -244,10 +263,15 @@ class ResidualNorms(PicturePanel):
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         depths, _ = self.shape(scene)
-        return residual_norms(self.address(scene, theme), scene.tokens, depths, self.colours(scene, theme), theme, panel=self.id)
+        return residual_norms(
+            self.address(scene, theme), scene.tokens, depths, self.colours(scene, theme), theme, panel=self.id
+        )
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
-        return [("after", "the embedding" if row == 0 else f"layer {row - 1}"), ("at", token_label(scene.tokens, column))]
+        return [
+            ("after", "the embedding" if row == 0 else f"layer {row - 1}"),
+            ("at", token_label(scene.tokens, column)),
+        ]
 
     def snippet_body(self, scene: Scene) -> str:
         return 'values = run.array("resid_norm")  # depth, pos'
