@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.instrument.errors import HookError, UnknownHookPoint
+from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import HookedModel, heads_first, main_point
 
-__all__ = ["Retention", "Spectrum", "recall", "retention_matrix", "state_point", "state_spectrum", "token_table"]
+__all__ = [
+    "Retention",
+    "Spectrum",
+    "keys_and_values",
+    "recall",
+    "retention_matrix",
+    "state_point",
+    "state_spectrum",
+    "token_table",
+]
 
 # Roles whose tensors say what a token did to the memory: (name in the table, or none for the hook point's; what is shown of it).
 TOKEN_ROLES: dict[str, tuple[str, Any]] = {
@@ -63,15 +72,9 @@ def retention_matrix(model: HookedModel, tokens: Any, layer: int, **kwargs: Any)
         UnknownHookPoint: the layer has no recurrent state. HookError: its memory has no keys and values that it could be asked for.
     """
     layer = range(model.n_layers)[layer]
-    mixer, point = model.mixers[layer], state_point(model, layer)
-    names = {name: p.name for name, p in mixer.factor_points.items() if name in ("key", "value")}
-    if set(names) != {"key", "value"}:
-        raise HookError(
-            f"Layer {layer} ({mixer.describe()['kind']}) does not store values under keys, so its memory cannot be asked for a key. "
-            "Expected a layer with key and value factors."
-        )
+    point = state_point(model, layer)
     tokens = model.to_tokens(tokens)
-    keys, values = _keys_and_values(model, tokens, layer, names, kwargs)
+    keys, values = keys_and_values(model, tokens, layer, **kwargs)
     cosines: list[Tensor] = []
     errors: list[Tensor] = []
 
@@ -93,7 +96,7 @@ def retention_matrix(model: HookedModel, tokens: Any, layer: int, **kwargs: Any)
 def recall(model: HookedModel, layer: int, state: Tensor, keys: Tensor) -> Tensor:
     """What a state [batch, head, ..., state_k, state_v] answers to keys [batch, head, n, state_k]: [batch, head, n, state_v].
 
-    A matrix state answers Sᵀk, level states their sum; a mixer whose memory is a network says so itself (`recall`).
+    A matrix state answers Sᵀk, level states their sum; a mixer whose memory is a network, or lies otherwise, says so itself (`recall`).
     """
     mixer: Any = model.mixers[layer]
     if hasattr(mixer, "recall"):
@@ -109,7 +112,10 @@ def recall(model: HookedModel, layer: int, state: Tensor, keys: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of states after some tokens, descending, [batch, position, head, ..., n], and how many of them count."""
+    """Singular values of states after some tokens, descending, [batch, position, head, ..., n], and how many of them count.
+
+    A state that all heads share has no head axis.
+    """
 
     singular_values: Tensor
     positions: tuple[int, ...]
@@ -139,9 +145,9 @@ def state_spectrum(
     """Singular values of the state after chosen tokens, over its last two axes. Arguments as for `model.states`."""
     layer = range(model.n_layers)[layer]
     reading = model.states(tokens, positions, layers=layer, slot=slot, **kwargs)
-    states = reading[layer]
-    if states.dim() < 5:
-        raise HookError(f"The state {slot!r} of layer {layer} is no matrix: {tuple(states.shape)}.")
+    states, point = reading[layer], slot_point(model, layer, slot)
+    if len([axis for axis in point.axes if axis not in ("batch", "head")]) < 2:
+        raise HookError(f"The state {slot!r} of layer {layer} is no matrix: {' '.join(point.axes)}.")
     precise = states if states.dtype == torch.float64 else states.float()
     return Spectrum(torch.linalg.svdvals(precise), reading.positions)
 
@@ -149,8 +155,9 @@ def state_spectrum(
 def token_table(model: HookedModel, tokens: Any, layer: int, **kwargs: Any) -> dict[str, Tensor]:
     """What every token did to one layer's memory: {name: [batch, head, pos]}.
 
-    Columns, where the mixer has them: `kept` (the factor by which the state decays), `write`, `gate`, `surprise`, `level 0` …
-    (weights with which levels are read), and others of `TOKEN_ROLES`; several channels per head are averaged. `state norm` is always there.
+    A signal or state that all heads share has one head. Columns, where the mixer has them: `kept` (the factor by which the state decays),
+    `write`, `gate`, `surprise`, `level 0` … (weights with which levels are read), and others of `TOKEN_ROLES`; several channels per head
+    are averaged. `state norm` is always there.
     """
     layer = range(model.n_layers)[layer]
     points = [p for p in model.hook_points.points.values() if p.layer_index == layer and not p.per_position]
@@ -159,7 +166,8 @@ def token_table(model: HookedModel, tokens: Any, layer: int, **kwargs: Any) -> d
     norms: list[Tensor] = []
 
     def norm(state: Tensor, hook: HookPoint) -> None:
-        norms.append(state.detach().flatten(2).norm(dim=-1))
+        by_head = state.detach() if "head" in point.axes else state.detach().unsqueeze(1)
+        norms.append(by_head.flatten(2).norm(dim=-1))
 
     hooks = [*kwargs.pop("hooks", ()), (f"{_last_pass(point)}[*]", norm)]
     names = [_last_pass(p) for p in shown] or [f"blocks.{layer}.hook_resid_post"]
@@ -198,18 +206,48 @@ def state_point(model: HookedModel, layer: int) -> HookPoint:
     return point
 
 
-def _keys_and_values(
-    model: HookedModel, tokens: Tensor, layer: int, names: dict[str, str], kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer as [batch, head, pos, width], groups expanded to heads."""
-    mixer = model.mixers[layer]
+def slot_point(model: HookedModel, layer: int, slot: str) -> HookPoint:
+    """The hook point of one of the things that a layer carries. Raises `HookError` with those that there are."""
+    layer = range(model.n_layers)[layer]
+    state_point(model, layer)
+    slots = {
+        p.name.rsplit(".hook_", 1)[-1]: p
+        for p in model.hook_points.points.values()
+        if p.role == "state" and p.layer_index == layer
+    }
+    if slot not in slots:
+        kind = model.mixers[layer].describe()["kind"]
+        raise HookError(
+            f"Layer {layer} ({kind}) has no state {slot!r}.{suggestion(slot, slots)} It has: {', '.join(slots)}."
+        )
+    return slots[slot]
+
+
+def keys_and_values(model: HookedModel, tokens: Any, layer: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The keys under which a layer's memory stores values, and the values: [batch, head, pos, width] each.
+
+    Groups are expanded to heads; channels without heads are split among them. A mixer whose keys and values are no factors of its runs
+    names them in `memory_points`. Raises HookError where nothing is stored under keys.
+    """
+    layer = range(model.n_layers)[layer]
+    mixer: Any = model.mixers[layer]
+    points = getattr(mixer, "memory_points", mixer.factor_points)
+    if not {"key", "value"} <= set(points):
+        raise HookError(
+            f"Layer {layer} ({mixer.describe()['kind']}) does not store values under keys, so its memory cannot be asked for a key. "
+            "Expected a layer with key and value factors."
+        )
     heads = mixer.describe()["n_heads"]
-    points = {name: mixer.factor_points[name] for name in names}
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names=[_last_pass(p) for p in points.values()], **kwargs)
-    found = {name: heads_first(cache[_last_pass(p)], p) for name, p in points.items()}
-    keys, values = (found[name].repeat_interleave(heads // found[name].shape[1], dim=1) for name in ("key", "value"))
-    return keys, values
+        _, cache = model.run_with_cache(tokens, names=[_last_pass(points[name]) for name in ("key", "value")], **kwargs)
+
+    def by_head(point: HookPoint) -> Tensor:
+        x = heads_first(cache[_last_pass(point)], point)
+        if "channel" in point.axes:
+            return x[:, 0].unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+    return by_head(points["key"]), by_head(points["value"])
 
 
 def _last_pass(point: HookPoint) -> str:

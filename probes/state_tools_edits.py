@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.state_tools import state_point
+from probes.state_tools import slot_point, state_point
 from workbench.instrument.errors import HookError, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import HookedModel, main_point
@@ -68,7 +68,7 @@ def patch_state(
     model: HookedModel, layer: int, value: Tensor, *, after: int, slot: str = "state", heads: Places = None
 ) -> list[Intervention]:
     """Replace the state after token `after` by `value`, e.g. `model.states(other, after)[layer][:, 0]`."""
-    return [EditState(_slot(model, layer, slot).name, after=after, operation="set", value=value, heads=heads)]
+    return [EditState(slot_point(model, layer, slot).name, after=after, operation="set", value=value, heads=heads)]
 
 
 def clamp_gate(
@@ -251,21 +251,6 @@ def _changeable(model: HookedModel, layer: int, point: HookPoint) -> HookPoint:
             "Expected a signal that can be edited; edit the states, or what the memory reads (points of role 'memory_input')."
         )
     return point
-
-
-def _slot(model: HookedModel, layer: int, slot: str) -> HookPoint:
-    layer = range(model.n_layers)[layer]
-    state_point(model, layer)
-    slots = {
-        p.name.rsplit(".hook_", 1)[-1]: p
-        for p in model.hook_points.points.values()
-        if p.role == "state" and p.layer_index == layer
-    }
-    if slot not in slots:
-        raise HookError(
-            f"Layer {layer} ({_kind(model, layer)}) has no state {slot!r}.{suggestion(slot, slots)} It has: {', '.join(slots)}."
-        )
-    return slots[slot]
 
 
 def _where(point: HookPoint, heads: Places, positions: Places) -> dict[str, Any]:

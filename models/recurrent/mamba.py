@@ -191,6 +191,18 @@ class Mamba(nn.Module):
         return {"value": self.hook_v}
 
     @property
+    def memory_points(self) -> dict[str, HookPoint]:
+        """What the state can be asked for: token t writes Δ_t x_t ⊗ B_t, every channel's x under the key B."""
+        return {"key": self.hook_k, "value": self.hook_v}
+
+    def recall(self, state: Tensor, keys: Tensor) -> Tensor:
+        """What a state answers to keys, h B, by groups of channels.
+
+        Args: state [batch, channel, state_n]. keys [batch, head, n, state_n]. Returns: [batch, head, n, channel of the group].
+        """
+        return keys @ state.unflatten(1, (self.n_heads, -1)).mT
+
+    @property
     def signal_points(self) -> dict[str, tuple[HookPoint, str, str | None]]:
         """Per-token signals: {name: (point, label, unit)}."""
         return {
