@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from app.view_state import ViewState
-from workbench.lab.factors import FactorError, LayerFactors
+from workbench.lab.factors import FactorError, LayerFactors, state_slots
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import Run, RunEntry, RunError, RunStore
 
@@ -45,10 +45,17 @@ class ModelCatalogue(Protocol):
         """The model itself, for the functions of jobs: this may load torch. Raises ValueError (or LookupError) for an unknown name."""
         ...
 
+    def look_up(self, name: str, dtype: str = "float32") -> Mapping[str, Any]:
+        """What opening a published checkpoint would take: the fields of `models.pretrained.outlook.Outlook`, and `free_bytes`,
+        `needed_bytes`, `tight`. Raises ValueError in words for the reader.
+        """
+        ...
+
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         """Start a trace of `text` and return its job, whose result is the id of the finished run.
 
-        `settings`: {"title": str} so far. Raises ValueError, in words for the reader, for a text that the model cannot take.
+        `settings`: {"title": str, "dtype": "float32" or "auto" (of a checkpoint)}. Raises ValueError, in words for the reader, for a
+        text that the model cannot take.
         """
         ...
 
@@ -123,9 +130,7 @@ class Scene:
     @property
     def slots(self) -> list[dict[str, Any]]:
         """What the chosen layer carries from token to token: `{name, axes, shape, ...}` each, the main one first."""
-        layer = self.layer or {}
-        state = layer.get("state") or {}
-        return slots_of(layer) if state.get("role") == "state" else []
+        return state_slots(self.layer or {})
 
     @property
     def slot(self) -> dict[str, Any]:
@@ -159,6 +164,13 @@ class Scene:
         if self.layer is None:
             raise FactorError(f"run {run.id} has no layers to look into: it is a {run.kind} run")
         return self.cache.get(("factors", run.id, layer), lambda: LayerFactors.from_run(run, layer))
+
+    def state_factors(self) -> LayerFactors:
+        """The factors of the chosen layer, with the chosen one of `slots` as its state."""
+        factors, name = self.factors(), self.slot.get("name")
+        if name is None or name == self.slots[0]["name"]:
+            return factors
+        return self.once("slot", self.view.layer, name, make=lambda: factors.slot(name))
 
     def once(self, *key: Hashable, make: Callable[[], T]) -> T:
         """A value computed once per run and key; `key` names everything that it depends on besides the run."""
@@ -220,7 +232,8 @@ class Services:
         except RunError as error:
             return Scene(view, None, str(error).split(" Known:")[0], self._cache, self.models, pixels)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
-        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer))
+        slots = [[slot["name"] for slot in state_slots(layer)] for layer in scene.layers]
+        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots))
 
 
 def content_tag(*parts: str) -> str:

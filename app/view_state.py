@@ -76,6 +76,12 @@ class ViewState:
     synapses: tuple[SynapseAddress, ...] = field(default=(), metadata={"key": "syn"})
     study: str = field(default="", metadata={"key": "study"})
     result: str = field(default="", metadata={"key": "result"})
+    score: str = field(default="", metadata={"key": "score"})
+    against: str = field(default="", metadata={"key": "vs"})
+    measured_head: str = field(default="", metadata={"key": "mh"})
+    feature: int | None = field(default=None, metadata={"key": "feature"})
+    basket: str = field(default="", metadata={"key": "do"})
+    prompts: str = field(default="", metadata={"key": "on"})
     depth: int | None = field(default=None, metadata={"key": "depth"})
     lens: str = field(default="tuned", metadata={"key": "lens"})
     lens_colour: str = field(default="top", metadata={"key": "lc"})
@@ -84,12 +90,6 @@ class ViewState:
     head_score: str = field(default="distance", metadata={"key": "hs"})
     shared_rows: Span | None = field(default=None, metadata={"key": "urows"})
     shared_columns: Span | None = field(default=None, metadata={"key": "ucols"})
-    score: str = field(default="", metadata={"key": "score"})
-    against: str = field(default="", metadata={"key": "vs"})
-    measured_head: str = field(default="", metadata={"key": "mh"})
-    feature: int | None = field(default=None, metadata={"key": "feature"})
-    basket: str = field(default="", metadata={"key": "do"})
-    prompts: str = field(default="", metadata={"key": "on"})
 
     @classmethod
     def from_url(cls, path: str | None, query: str | None) -> ViewState:
@@ -236,6 +236,10 @@ def _read_run(text: str) -> str | None:
     return text if RUN_ID.fullmatch(text) else None
 
 
+def _read_slot(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", text) else None
+
+
 def _read_head_score(text: str) -> str | None:
     return text if text in HEAD_SCORES else _read_score(text)
 
@@ -252,10 +256,6 @@ def _read_measured_head(text: str) -> str | None:
     return text if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", text) else None
 
 
-def _read_slot(text: str) -> str | None:
-    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", text) else None
-
-
 def _read_study(text: str) -> str | None:
     return text if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text) else None
 
@@ -267,11 +267,11 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
     "synapses": _read_synapses,
     "study": _read_study, "result": _read_run,
+    "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
+    "basket": _read_lines, "prompts": _read_lines,
     "depth": _read_count, "lens": _read_choice(LENSES), "lens_colour": _read_choice(LENS_COLOURS),
     "run_b": _read_run, "head_b": _read_head, "head_score": _read_head_score,
     "shared_rows": _read_span, "shared_columns": _read_span,
-    "score": _read_score, "against": _read_score, "measured_head": _read_measured_head, "feature": _read_count,
-    "basket": _read_lines, "prompts": _read_lines,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import Dash, Output, html
 from dash.development.base_component import Component
 
+from app import ablate
 from app.figures.common import number, token_label
 from app.frames import content_frame, explain, frame, icon, scene_of_slice, slice_input, view_slice
 from app.page import Page, control_id, head_choice, layer_choice, pooling_choice, scale_choice, slot_choice, sort_choice
@@ -100,7 +101,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
             frame(TOP_NEURONS, scene, ""),
             content_frame("neuron-list", "Most active neurons now", "", listed, ""),
         ]
-    parts: list[Component] = [time]
+    parts: list[Component] = [time, html.Div(ablate.button(scene), className="span-12")]
     if left or right:
         parts += [html.Div(left, className="column span-7"), html.Div(right, className="column span-5")]
     if cache:
