@@ -4,7 +4,7 @@ T5 multiplies what it unembeds by d_model^−½ where the head is the embedding 
 factor. For UMT5, transformers 5 does so whatever `tie_word_embeddings` says, older versions and this file only if it is not false.
 """
 
-from models.architectures.t5 import t5_config, t5_encoder_config
+from models.architectures.t5 import T5Sizes, t5_config, t5_encoder_config
 from models.attention.t5 import T5BiasConfig
 from models.parts.channel_mixers import MLPConfig
 from models.pretrained.family import Conversion, Fields, UnsupportedCheckpoint, register_family
@@ -17,42 +17,43 @@ COPIES = ("embed_tokens.weight", "EncDecAttention.relative_attention_bias.weight
 @register_family("t5", "mt5", "umt5")
 def t5(fields: Fields) -> Conversion:
     fields.expect("is_decoder", False, False)
-    d_model, heads, d_head = fields["d_model"], fields["num_heads"], fields["d_kv"]
-    shared = fields.model_type != "umt5"
+    layers, shared = fields["num_layers"], fields.model_type != "umt5"
     bias = T5BiasConfig(
         fields.get("relative_attention_num_buckets", 32), fields.get("relative_attention_max_distance", 128), shared
     )
-    layers, eps, mlp = fields["num_layers"], fields.get("layer_norm_epsilon", 1e-6), channel_mixer(fields)
-    if not any(name.startswith("decoder.") for name in fields.names):
-        encoder = t5_encoder_config(layers, d_model, fields["vocab_size"], heads, d_head, mlp, bias, eps)
-        conversion = Conversion("t5-encoder", encoder, ignored=COPIES)
+    sizes = T5Sizes(
+        fields["d_model"],
+        fields["vocab_size"],
+        fields["num_heads"],
+        fields["d_kv"],
+        channel_mixer(fields),
+        bias,
+        fields.get("layer_norm_epsilon", 1e-6),
+    )
+    if alone(fields):
+        conversion = Conversion("t5-encoder", t5_encoder_config(layers, sizes), ignored=COPIES)
         stack(conversion, "encoder", layers, shared, "")
     else:
         decoder_layers, untied = fields.get("num_decoder_layers", layers), "lm_head.weight" in fields.names
         start = fields.get("decoder_start_token_id", fields.get("pad_token_id", 0))
-        config = t5_config(
-            layers,
-            decoder_layers,
-            d_model,
-            fields["vocab_size"],
-            heads,
-            d_head,
-            mlp,
-            bias,
-            eps,
-            not untied,
-            start=start,
-        )
+        config = t5_config(layers, decoder_layers, sizes, tie_embeddings=not untied, start=start)
         conversion = Conversion("t5", config, ignored=COPIES)
         stack(conversion, "encoder", layers, shared, "encoder.")
         stack(conversion, "decoder", decoder_layers, shared, "")
         conversion["unembed.weight"] = "lm_head.weight"
         # T5 by newer versions says it by name; others by whether the head is said to be the embedding
         scaled = fields.get("scale_decoder_outputs", fields.record.get("tie_word_embeddings") is not False)
-        factor = d_model**-0.5 if scaled and fields.model_type != "mt5" else 1.0
+        factor = sizes.d_model**-0.5 if scaled and fields.model_type != "mt5" else 1.0
         conversion["ln_final.w"] = stored("decoder.final_layer_norm.weight").then(lambda w: w * factor)
     conversion["embed.W_E"] = "shared.weight"
     return conversion
+
+
+def alone(fields: Fields) -> bool:
+    """Whether a checkpoint is the encoder alone: by its tensors, or, before they are known, by the class that wrote it."""
+    if fields.names:
+        return not any(name.startswith("decoder.") for name in fields.names)
+    return any("EncoderModel" in name for name in fields.get("architectures", []))
 
 
 def channel_mixer(fields: Fields) -> MLPConfig:

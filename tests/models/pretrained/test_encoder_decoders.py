@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import models
 from models.encoder import Encoder
 from models.encoder_decoder import EncoderDecoder
+from models.pretrained.loader import conversion_of
 from tests.models.pretrained.page import shown
 from tests.models.pretrained.reference import (
     HEADS,
@@ -191,6 +192,14 @@ def test_the_encoder_alone(tmp_path: Path) -> None:
     for layer in range(ENCODER):
         assert largest((cache["resid_pre", layer] - expected.hidden_states[layer])[mask]) < EXACT
         assert largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask]) < EXACT
+
+
+def test_what_it_opens_as_is_known_before_the_weights_are(both: Pair, tmp_path: Path) -> None:
+    """From the configuration alone, as for a model on the hub; a bare file of it opens too."""
+    assert conversion_of(both.folder, [], stored={})[0].architecture == "t5"
+    pair(Case("T5EncoderModel", T5), tmp_path)
+    assert conversion_of(tmp_path, [], stored={})[0].architecture == "t5-encoder"
+    assert models.load(both.folder / "model.safetensors").config == both.ours.config
 
 
 @pytest.mark.parametrize(
