@@ -40,6 +40,8 @@ except ImportError:  # no file locks on this system: abandoned folders are then 
 
 __all__ = ["Run", "RunEntry", "RunError", "RunNotFoundError", "RunProblem", "RunStore", "RunWriter"]
 
+NEIGHBOURS = ("request.json", "features.json", "config.json")
+"""Files that tell a folder of something else than a run: a study of features, a model."""
 ABANDONED_SECONDS = 3600.0
 
 # What a store remembers of a folder: the time stamps and sizes of its files, then its entry or what is wrong with it.
@@ -101,9 +103,16 @@ class RunStore:
         return sorted(chosen, key=lambda entry: (datetime.fromisoformat(entry.created), entry.id), reverse=True)
 
     def problems(self) -> Sequence[RunProblem]:
-        """Folders in the root that are not readable runs, with the reason in words."""
+        """Folders in the root that are not readable runs, with the reason in words.
+
+        Studies of features and models may lie beside runs (`NEIGHBOURS` tells them) and are no problem.
+        """
         index = self._scan()
-        corrupt = [RunProblem(name, problem) for name, (_, entry, problem) in index.items() if entry is None]
+        corrupt = [
+            RunProblem(name, problem)
+            for name, (_, entry, problem) in index.items()
+            if entry is None and not any((self.root / name / file).is_file() for file in NEIGHBOURS)
+        ]
         return sorted(corrupt + self._foreign, key=lambda problem: problem.folder)
 
     def delete(self, run_id: str) -> None:
