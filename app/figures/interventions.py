@@ -69,13 +69,14 @@ def patching_map(
     cells: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
+    marks: Sequence[str],
     theme: Theme,
     *,
     panel: str,
     x_title: str,
     meta: Mapping[str, Any],
 ) -> go.Figure:
-    """A patching grid: `cells` [layer, column], 0 nothing restored, 1 all; colours symmetric around 0.
+    """A patching grid: `cells` [layer, column], `marks` under the columns; 0 nothing restored, 1 all; colours symmetric around 0.
 
     `meta["basket"]` says what a click adds to the basket of the Intervene page.
     """
@@ -83,7 +84,7 @@ def patching_map(
     figure = go.Figure(go.Heatmap(
         z=cells, x=list(range(len(columns))), y=list(range(len(rows))), zmin=-limit, zmax=limit, zmid=0,
         colorscale=colour_scale(theme.table_name(True)), xgap=1, ygap=1,
-        text=[[plain_label(f"{row}, {column}") for column in columns] for row in rows],
+        text=[[plain_label(f"layer {row}, {column}") for column in columns] for row in rows],
         hovertemplate="%{text}<br>%{z:.4f}<extra></extra>",
         colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": "restored", "side": "right"}},
     ))  # fmt: skip
@@ -91,7 +92,7 @@ def patching_map(
     shown = list(range(0, len(columns), step))
     figure.update_layout(
         template=template(theme.name), meta={"panel": panel, **meta},
-        xaxis={"tickvals": shown, "ticktext": [plain_label(columns[i]) for i in shown], "title": {"text": x_title}, "fixedrange": True,
+        xaxis={"tickvals": shown, "ticktext": [plain_label(marks[i]) for i in shown], "title": {"text": x_title}, "fixedrange": True,
                "ticks": "", "showgrid": False, "tickangle": 0, "tickfont": {"family": MONO, "size": 10}},
         yaxis={"tickvals": list(range(len(rows))), "ticktext": list(rows), "title": {"text": "layer"}, "fixedrange": True, "ticks": "",
                "showgrid": False, "zeroline": False},

@@ -20,8 +20,7 @@ from app.services import Scene, Services
 from app.view_state import ViewState
 from workbench.lab.jobs import Job
 
-CLEAN = "When Tom and Ann met, Ann gave it to "
-CORRUPTED = "When Tom and Ann met, Tom gave it to "
+CLEAN, CORRUPTED, ANSWER, WRONG = "In the morning she sai", "In the morning she cam", "d", "e"
 FIELDS = ("clean", "corrupted", "answer", "wrong", "views", "direction")
 
 
@@ -57,8 +56,8 @@ def _form(scene: Scene) -> Component:
             dmc.TextInput(id="patching-clean", label="Clean text", value=asked.get("clean", CLEAN), size="sm"),
             dmc.TextInput(id="patching-corrupted", label="Corrupted text", value=asked.get("corrupted", CORRUPTED), size="sm"),
             side_by_side(
-                dmc.TextInput(id="patching-answer", label="Answer", value=asked.get("answer", "T"), placeholder="of clean", size="sm"),
-                dmc.TextInput(id="patching-wrong", label="Wrong", value=asked.get("wrong", "A"), placeholder="of corrupted", size="sm"),
+                dmc.TextInput(id="patching-answer", label="Answer", value=asked.get("answer", ANSWER), placeholder="of clean", size="sm"),
+                dmc.TextInput(id="patching-wrong", label="Wrong", value=asked.get("wrong", WRONG), placeholder="of corrupted", size="sm"),
                 select("patching-direction", "Direction", [*DIRECTIONS.items()], asked.get("direction", "denoise")),
             ),
             dmc.MultiSelect(id="patching-views", label="Grids", data=data, value=chosen, size="sm"),

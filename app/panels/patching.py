@@ -44,12 +44,21 @@ class PatchingPanel(ResultPanel):
         return self.array(scene, f"{'exact' if self.exact else 'estimated'}.{self.view.name}")
 
     def columns(self, scene: Scene) -> list[str]:
-        """What each column is called: heads by number, tokens by the text that is patched, `clean|corrupted` where they differ."""
+        """What each column is called: heads by number, tokens by their place and text, that of either text where they differ."""
+        if self.view.by == "head":
+            return [f"head {head}" for head in range(self.values(scene).shape[1])]
+        clean, corrupted = self.results(scene)["tokens"].values()
+        names = []
+        for place, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
+            names.append(f"{place} ‘{visible_text(one)}’" + ("" if one == other else f" for ‘{visible_text(other)}’"))
+        return names
+
+    def ticks(self, scene: Scene) -> list[str]:
+        """The same, as short as an axis needs it: a token of the text that is patched."""
         if self.view.by == "head":
             return [str(head) for head in range(self.values(scene).shape[1])]
-        clean, corrupted = self.results(scene)["tokens"].values()
-        pairs = zip(clean, corrupted, strict=True)
-        return [visible_text(a) if a == b else f"{visible_text(a)}|{visible_text(b)}" for a, b in pairs]
+        base = "corrupted" if self.settings(scene)["direction"] == "denoise" else "clean"
+        return [visible_text(token) for token in self.results(scene)["tokens"][base]]
 
     def line(self, scene: Scene) -> dict | None:
         """What a click puts into the basket of the Intervene page; None where layers repeat, which a line cannot name."""
@@ -67,14 +76,14 @@ class PatchingPanel(ResultPanel):
         rows = self.results(scene)["views"][self.view.name]["layers"]
         line = self.line(scene)
         return patching_map(
-            self.values(scene), rows, self.columns(scene), theme, panel=self.id, x_title="head" if self.view.by == "head" else "token",
-            meta={} if line is None else {"basket": line},
+            self.values(scene), rows, self.columns(scene), self.ticks(scene), theme, panel=self.id,
+            x_title="head" if self.view.by == "head" else "token", meta={} if line is None else {"basket": line},
         )  # fmt: skip
 
     def table(self, scene: Scene) -> Table:
         rows = self.results(scene)["views"][self.view.name]["layers"]
         lines = ([row, *map(float, line)] for row, line in zip(rows, self.values(scene), strict=True))
-        return ["layer", *(f"{i} {name}" for i, name in enumerate(self.columns(scene)))], lines
+        return ["layer", *self.columns(scene)], lines
 
     def facts(self, scene: Scene) -> list[str]:
         results = self.results(scene)
