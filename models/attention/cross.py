@@ -94,7 +94,7 @@ class CrossAttention(Attention):
             read, mask = source.for_batch(x[0].shape[0])
         else:
             mask = carried["source_mask"]
-        visible = None if bool(mask.all()) else mask
+        visible = mask if torch.compiler.is_compiling() or not bool(mask.all()) else None
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out, handed_on = super().forward((x[0], read, read), context.of_source(positions, visible), carried, stream)
         if context.keep_state:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import models
 from models.attention.cross import CrossAttentionConfig
+from models.attention.rotary import QKNormConfig
 from models.attention.site import AttentionConfig
 from models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from tests.models.test_consistency import EXACT, largest, lively
@@ -161,7 +162,7 @@ def test_a_cross_attention_site_outside_an_encoder_decoder() -> None:
 
 def test_rotary_positions_and_grouped_queries_of_a_source() -> None:
     """Other parts on a cross-attention site: segments equal the whole, though queries turn by their own positions only."""
-    cross = CrossAttentionConfig(4, 2, position="rope", bias=False)
+    cross = CrossAttentionConfig(4, 2, position="rope", bias=False, qk_norm=QKNormConfig())
     config = EncoderDecoderConfig(
         2, 24, mixer=(AttentionConfig(4, position="rope"), cross), encoder_layers=1, source=tuple(range(9))
     )
@@ -169,5 +170,6 @@ def test_rotary_positions_and_grouped_queries_of_a_source() -> None:
     whole = made(TEXT)
     first, state = made(TEXT[:, :3], return_state=True)
     assert largest(torch.cat([first, made(TEXT[:, 3:], state=state)], 1) - whole) < EXACT
+    assert made.hook_dict["blocks.1.attn.qk_norm.key.hook_normalized"].axes[1] == "source"
     made.set_use_split_qkv_input(True)
     assert largest(made(TEXT) - whole) < EXACT
