@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from app.commands._bdh_synapses import reads_command, synapses_command, who_command
 from app.commands._console import Failure, note, read_text
-from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models
+from app.commands._measure import Figure, Model, Out, Words, measure, report
+from app.commands._options import AsJson, TextFile, complete_models
 from app.view_state import ViewState
 
 PANEL = "Look inside"
-MEASURES = ("strength", "change", "read")
 GRAPHS = ("x", "y", "state", "coactivation")
 
 group = typer.Typer(
@@ -20,131 +21,9 @@ group = typer.Typer(
     rich_markup_mode="markdown",
     no_args_is_help=True,
 )
-Model = Annotated[
-    str, typer.Argument(help="A BDH, from `workbench models`, or a folder of one.", autocompletion=complete_models)
-]
-Words = Annotated[str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)]
-Figure = Annotated[
-    Path | None, typer.Option(help="Also draw it, as one HTML file.", dir_okay=False, show_default=False)
-]
-At = Annotated[int | None, typer.Option(help="After which token; the last when not given.", min=0, show_default=False)]
-
-
-# ---- synapses --------------------------------------------------------------------------------------------------------
-
-
-@group.command("synapses")
-def synapses_command(
-    model: Model,
-    text: Words = None,
-    file: TextFile = None,
-    by: Annotated[
-        str, typer.Option(help="strength, change (since --since), or read: contribution to the logit of --logit.")
-    ] = "strength",
-    layer: Annotated[
-        int | None, typer.Option(help="Into which layer; the last when not given.", min=1, show_default=False)
-    ] = None,
-    at: At = None,
-    since: Annotated[
-        int | None, typer.Option(help="--by change: the span begins after this token.", min=0, show_default=False)
-    ] = None,
-    logit: Annotated[str | None, typer.Option(help="--by read: one character.", show_default=False)] = None,
-    figure: Figure = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
-    """The strongest, most changed or most read synapses into a layer, and who wrote the first.
-
-    Examples: `workbench bdh synapses bdh-english "the cat sat on the mat; the cat" --layer 2`,
-    `workbench bdh synapses bdh-english "the cat sat on the mat; the ca" --by read --logit t --json`
-    """
-    for option, kind, value in (("--since", "change", since), ("--logit", "read", logit)):
-        if value is not None and by != kind:
-            raise typer.BadParameter(f"{option} goes with --by {kind}")
-        if value is None and by == kind:
-            raise typer.BadParameter(f"--by {kind} needs {option}")
-    content = read_text(text, file)
-
-    def start(services: Any, scene: Any) -> Any:
-        from app.measure.synapses import start_search
-
-        return start_search(services, scene, by, _layers(scene) - 1 if layer is None else layer, since, logit)
-
-    _search(model, content, start, at, (), figure, out, as_json, ("top-synapses", "synapse-authors"))
-
-
-@group.command("who")
-def who_command(
-    model: Model,
-    synapse: Annotated[
-        str, typer.Argument(help="layer.head.neuron-layer.head.neuron: from a neuron's y to a neuron's x above it.")
-    ],
-    text: Words = None,
-    file: TextFile = None,
-    at: At = None,
-    figure: Figure = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
-    """Which tokens wrote a synapse, exactly, and how it grew.
-
-    Example: `workbench bdh who bdh-english 1.0.210-2.2.190 "the cat sat on the mat; the cat"`
-    """
-
-    followed = ViewState.from_url("/", f"syn={synapse}").synapses
-    if len(followed) != 1:
-        raise typer.BadParameter(
-            f"{synapse!r} is no synapse. Expected layer.head.neuron-layer.head.neuron, such as 1.0.210-2.2.190, from a lower to a "
-            "higher layer."
-        )
-    content = read_text(text, file)
-
-    def start(services: Any, scene: Any) -> Any:
-        from app.measure.common import FormError
-        from app.measure.synapses import start_search
-        from workbench.lab.run_synapses import RunSynapses
-
-        (ends,) = followed
-        try:
-            RunSynapses(scene.opened()).check((ends[:3], ends[3:]))
-        except ValueError as error:
-            raise FormError(f"{synapse}: {error}.") from None
-        return start_search(services, scene, "strength", ends[3])
-
-    shown = ("synapse-authors", "synapse-strength", "synapse-fixed", "synapse-current", "synapse-count")
-    _search(model, content, start, at, followed, figure, out, as_json, shown)
-
-
-def _layers(scene: Any) -> int:
-    return len(scene.layers)
-
-
-def _search(
-    model: str, text: str, start: Any, at: int | None, followed: tuple[Any, ...], figure: Path | None, out: Path | None,
-    as_json: bool, shown: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Trace the text, then what `start(services, scene)` submits over that run."""
-    from app.commands._measure import measure, report
-    from app.measure.common import checked_model
-    from app.panels.synapses import PANELS
-    from workbench.lab.trace import trace_run
-
-    traced: list[Any] = []
-
-    def both(services: Any) -> Any:
-        loaded = services.models.load(checked_model(services, model))
-        length = loaded.to_tokens(text).shape[1]
-        if at is not None and at >= length:
-            raise Failure(f"--at {at}: the text has {length} tokens", f"Give 0 to {length - 1}.")
-        traced.append(trace_run(loaded, text, services.store, progress=services.jobs.report))
-        services.models.names = (*services.models.names, traced[0].model["name"])
-        return start(services, services.scene(ViewState(run=traced[0].id, query=at, synapses=followed)))
-
-    services, run = measure(both, out, (model,), f"synapses of {model}")
-    panels = {panel.id: panel for panel in PANELS}
-    view = ViewState(page="synapses", run=traced[0].id, query=at, synapses=followed)
-    report(services, view, run, [panels[name] for name in shown], as_json=as_json, figure=figure)
+group.command("synapses")(synapses_command)
+group.command("who")(who_command)
+group.command("reads")(reads_command)
 
 
 # ---- sparsity --------------------------------------------------------------------------------------------------------
@@ -164,7 +43,6 @@ def sparsity_command(
     Example: `workbench bdh sparsity bdh-english --file story.txt --figure sparsity.html`
     """
     content = read_text(text, file)
-    from app.commands._measure import measure, report
     from app.measure.sparsity import start_sparsity
     from app.panels.sparsity import PANELS
 
@@ -213,7 +91,6 @@ def graph_command(
     if not of_text and (text is not None or file is not None or layer is not None):
         raise typer.BadParameter(f"a text and --layer do nothing for --graph {graph}, which is made of weights")
     content = read_text(text, file) if of_text else ""
-    from app.commands._measure import measure, report
     from app.measure.graph import start_graph
     from app.panels.graph import PANELS
 
@@ -283,7 +160,6 @@ def concepts_command(
     if own and sentences is not None:
         raise typer.BadParameter("--sentences goes with --concept: your own sentences are all used")
     inside, outside = (read_text(None, path) if path is not None else "" for path in (positive, negative))
-    from app.commands._measure import measure, report
     from app.measure.concepts import NO_DICTIONARY, OWN, start_finding
     from app.panels.concepts import PANELS
 
@@ -327,7 +203,6 @@ def merge_command(
     content = read_text(text, file)
     if save is not None and save.exists():
         raise Failure(f"{save} is there already", "Name a new folder.")
-    from app.commands._measure import measure, report
     from app.measure.merging import open_parent, start_merging
     from app.panels.merging import PANELS
 

@@ -99,12 +99,16 @@ def _search(
     found = bdh.attribute_state(model, text, layer, at=at)
     wanted = [synapse_of(each) for each in followed] + list(top.synapses[:EXPLAINED])
     explained = [_explain(bdh, model, found, synapse) for synapse in dict.fromkeys(wanted)]
+    paper = found.explained()
     job.progress(0.95, "writing")
     addresses = np.array([address_of(synapse) for synapse in top.synapses], dtype=np.int32).reshape(-1, 6)
     with services.store.create(KIND, job.title, model=model_record(model), text=text) as run:
         run.add_array("scores", top.scores.double().numpy(), axes=("synapse",))
         run.add_array("addresses", addresses, axes=("synapse", "part"))
-        run.set(settings=settings, results={"total": top.total, "error": found.error, "explained": explained})
+        run.set(settings=settings, results={
+            "total": top.total, "error": found.error, "explained": explained,
+            "paper": {"share": float(paper.share.mean()), "cosine": float(paper.cosine.mean())},
+        })  # fmt: skip
     return run.id
 
 

@@ -196,6 +196,18 @@ values = top.scores.double().numpy()
 """
 
 
+def paper_words(results: dict[str, Any]) -> list[str]:
+    """How much of the layer's state the paper's account holds: what the layer below wrote. Older results do not say."""
+    paper = results.get("paper")
+    return (
+        []
+        if paper is None
+        else [
+            f"the layer below wrote {paper['share']:.0%} of this state, in its direction to {paper['cosine']:.2f} (cosine)"
+        ]
+    )
+
+
 class SynapseAuthors(ResultPanel):
     """Who wrote the synapse chosen last, exactly: with the norms' scales, so that the terms sum to the state's entry."""
 
@@ -242,6 +254,7 @@ class SynapseAuthors(ResultPanel):
             f"in the state {number(record['total'])}",
             f"the {len(record['writes'])} largest writes make {number(record['listed'])}",
             f"decomposition exact to {number(self.results(scene)['error'])}",
+            *paper_words(self.results(scene)),
         ]
 
     def snippet_body(self, scene: Scene) -> str:

@@ -70,6 +70,21 @@ def test_who_wrote_a_synapse_at_a_token(workbench: Command, tmp_path: Path) -> N
     np.testing.assert_allclose([row[1] for row in rows(done, "synapse-strength")], strength, rtol=2e-3, atol=1e-4)
 
 
+def test_what_a_token_reads(workbench: Command) -> None:
+    model = models.load(MODEL)
+    circuit = bdh.read_circuit(model, TEXT, logit=ord("c"), at=30)
+    done = workbench("bdh", "reads", MODEL, TEXT, "--logit", "c", "--at", 30, "--show", 5, "--json")
+    assert done.code == 0, done.err  # type: ignore[attr-defined]
+    found = done.json["readings"]  # type: ignore[attr-defined]
+    assert [(r["layer"], r["head"], r["token"]) for r in found] == [place[:3] for place in circuit.top(5)]
+    np.testing.assert_allclose([r["contribution"] for r in found], [place[3] for place in circuit.top(5)], rtol=1e-6)
+    assert done.json["score"] == pytest.approx(found[0]["score"], rel=1e-4)  # type: ignore[attr-defined]
+    every = workbench("bdh", "reads", MODEL, TEXT, "--at", 30, "--show", 99, "--json").json  # type: ignore[attr-defined]
+    assert sum(pair["score"] for pair in every["pairs"]) == pytest.approx(every["score"], rel=1e-6)
+    shown = workbench("bdh", "reads", MODEL, TEXT)
+    assert shown.code == 0 and "adds to the logit" in shown.out and "‘.’" in shown.err  # type: ignore[attr-defined]
+
+
 def test_sparsity_and_its_figure(workbench: Command, tmp_path: Path) -> None:
     page = tmp_path / "sparsity.html"
     done = workbench("bdh", "sparsity", MODEL, TEXT, "--out", tmp_path / "runs", "--figure", page, "--json")
@@ -169,6 +184,8 @@ def test_a_stop_stores_nothing(workbench: Command, tmp_path: Path, monkeypatch: 
         (["synapses", MODEL, TEXT, "--by", "read"], 2, "needs --logit"),
         (["synapses", MODEL, TEXT, "--since", 3], 2, "goes with --by change"),
         (["synapses", MODEL, TEXT, "--at", 500], 1, "the text has 81 tokens"),
+        (["reads", MODEL, TEXT, "--at", 0], 1, "the first reads nothing"),
+        (["reads", MODEL, TEXT, "--logit", "é"], 2, "one byte"),
         (["who", MODEL, "1.0.2", TEXT], 2, "is no synapse"),
         (["who", MODEL, "0.0.99-1.0.0", TEXT], 1, "neuron 99"),
         (["sparsity", MODEL, "abc"], 1, "at least 4"),
@@ -186,6 +203,7 @@ def test_a_stop_stores_nothing(workbench: Command, tmp_path: Path, monkeypatch: 
 def test_what_is_typed_wrongly_is_named(
     workbench: Command, tmp_path: Path, options: list, code: int, words: str
 ) -> None:
-    done = workbench("bdh", *options, "--out", tmp_path / "runs")
+    stored = [] if options[0] == "reads" else ["--out", tmp_path / "runs"]
+    done = workbench("bdh", *options, *stored)
     assert done.code == code and words in " ".join(done.err.split()), done.err  # type: ignore[attr-defined]
     assert done.out == "" and not [e for e in RunStore(tmp_path / "runs").list() if e.kind != "trace"]  # type: ignore[attr-defined]

@@ -90,6 +90,9 @@ def test_the_search_finds_what_the_probe_finds(stage: tuple[Services, str], sear
     address = (first.source_layer, *first.source, first.target_layer, *first.target)
     assert tuple(found.array("addresses")[0]) == address
     assert found.manifest["settings"]["run"] == run and found.manifest["results"]["error"] < 1e-4
+    paper = bdh.explained_by_paper(models.load(MODEL), TEXT)[1]  # of layers 1, 2, …
+    assert found.manifest["results"]["paper"]["share"] == pytest.approx(float(paper.share.mean()), abs=1e-5)
+    assert found.manifest["results"]["paper"]["cosine"] == pytest.approx(float(paper.cosine.mean()), abs=1e-5)
     # The panel reads the same strength from the open run's stored activity.
     scene = services.scene(ViewState(page="synapses", run=run, result=searched, synapses=(address,)))
     traced = PANELS["synapse-strength"].values(scene)[0, -1]
@@ -156,8 +159,14 @@ def test_a_run_of_another_model_leads_to_those_of_a_bdh(stage: tuple[Services, s
     services, run = stage
     other = finished(services, services.models.start_trace("gpt-english", "a cat", {}))
     page = PAGES["synapses"].build(services, services.scene(ViewState(page="synapses", run=other)))
-    assert "This run is of another model" in text_of(page) and f"run={run}" in str(page) and "synapse-search" not in str(page)
-    assert "This run is of another model" not in text_of(PAGES["synapses"].build(services, services.scene(ViewState(run=run))))
+    assert (
+        "This run is of another model" in text_of(page)
+        and f"run={run}" in str(page)
+        and "synapse-search" not in str(page)
+    )
+    assert "This run is of another model" not in text_of(
+        PAGES["synapses"].build(services, services.scene(ViewState(run=run)))
+    )
 
 
 # ---- neuron graph ----------------------------------------------------------------------------------------------------
