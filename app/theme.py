@@ -96,7 +96,7 @@ MANTINE_ACCENT = (
 
 FAMILY_COLOURS = {
     "attention": 0, "retention": 2, "linear": 2, "mamba": 1, "mamba2": 1, "ssm": 1, "delta": 4, "rwkv": 5, "bdh": 3,
-    "conv": 5,
+    "rg_lru": 1, "conv": 5,
 }  # fmt: skip
 """Which categorical colour a kind of block wears, in the diagram and in badges."""
 

@@ -13,6 +13,7 @@ LABELS = {
     "gla": "Gated linear",
     "gateloop": "GateLoop",
     "delta": "Delta rule",
+    "rg_lru": "RG-LRU",
 }
 
 
@@ -29,7 +30,7 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
             parts.append(_part(record["kind"], label, detail, layer))
             if mlp is not None:
                 beside = ", parallel" if config.parallel else ""
-                parts.append(_part("mlp", "MLP", mlp.words + beside, layer))
+                parts.append(_part("mlp", mlp.label, mlp.words + beside, layer))
         if config.loops > 1:
             parts.append(_part("loop", "Loop", f"×{config.loops}, shared weights", None))
         if config.wiring is not None:

@@ -10,7 +10,7 @@ KINDS = {
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
     "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "log_linear_delta": "log-linear delta rule",
     "aaren": "Aaren", "titans": "Titans memory", "miras": "Miras memory", "mlstm": "mLSTM", "slstm": "sLSTM", "lstm": "LSTM",
-    "gru": "GRU", "elman": "Elman network", "paragru": "ParaGRU", "paralstm": "ParaLSTM",
+    "gru": "GRU", "elman": "Elman network", "paragru": "ParaGRU", "paralstm": "ParaLSTM", "rg_lru": "RG-LRU",
 }  # fmt: skip
 
 PATTERN_KIND_WORDS = {

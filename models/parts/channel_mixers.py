@@ -75,9 +75,11 @@ class MLPConfig:
     bias: bool = True
     gate_bias: bool = False
 
+    label = "MLP"  # what a diagram calls it
+
     @property
     def words(self) -> str:
-        """What a diagram says."""
+        """What a diagram says of it."""
         return f"{'gated ' if self.gated else ''}{self.activation.split('_')[0]} {self.d_mlp}"
 
 

@@ -33,15 +33,12 @@ class SparseMLPConfig:
     d_shared: int | None = None
     kind: str = "sparse_mlp"
 
-    gated = True  # what others ask of any channel mixer's configuration
+    gated, label = True, "Experts"  # what others ask of any channel mixer's configuration
 
     @property
     def words(self) -> str:
-        """What a diagram says."""
-        beside = "" if self.d_shared is None else f", shared {self.d_shared}"
-        return (
-            f"{self.n_active} of {self.n_experts} experts, gated {self.activation.split('_')[0]} {self.d_mlp}{beside}"
-        )
+        """What a diagram says of it."""
+        return f"{self.n_active} of {self.n_experts}, {self.d_mlp}"
 
 
 @register_channel_mixer(SparseMLPConfig)

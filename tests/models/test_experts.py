@@ -8,6 +8,7 @@ from torch import Tensor
 import models
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
+from models.diagram import model_blocks
 from models.language_model import LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig, build_channel_mixer
 from models.parts.experts import SparseMLP, SparseMLPConfig
@@ -98,6 +99,11 @@ def test_editing_a_neuron_of_an_expert_changes_its_summand_alone(model: Decoder)
     lost = plain[f"{at}.hook_expert_post"][..., 2, None] * model.blocks[0].mlp.outward[:, :, 2]
     expected = plain[names[1]] - plain[names[0]][..., None] * lost
     assert (cut[names[1]] - expected).abs().max() < 1e-12 < lost.abs().max()
+
+
+def test_the_diagram_says_what_it_is(model: Decoder) -> None:
+    parts = [(part["label"], part["detail"]) for part in model_blocks(model) if part["kind"] == "mlp"]
+    assert parts == [("Experts", "2 of 5, 7")] * 2
 
 
 def test_mistakes_are_named() -> None:
