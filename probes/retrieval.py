@@ -18,6 +18,7 @@ can be worth more than any reader, so the control of `masking_curve` takes other
 for (the published control does not, by a comparison of tuples with lists).
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.sinks import plain
+from probes.progress import Report, watched
+from probes.sinks import best_heads, plain
 from probes.statistics import Layer, attention_statistics
 from workbench.instrument.errors import suggestion
 from workbench.instrument.interventions import Ablate, Patch
@@ -121,10 +123,7 @@ class RetrievalScores:
 
     def best(self, n: int = 5) -> list[tuple[Layer, int, float]]:
         """The n heads of highest score as (layer, head, score)."""
-        order = np.argsort(-self.scores, axis=None, kind="stable")
-        places = [(int(i) // self.scores.shape[1], int(i) % self.scores.shape[1]) for i in order]
-        found = [(self.layers[i], head, float(self.scores[i, head])) for i, head in places]
-        return [place for place in found if not np.isnan(place[2])][:n]
+        return best_heads(self.scores, self.layers, n)
 
     def retrieval_heads(self, threshold: float = THRESHOLD) -> list[tuple[Layer, int]]:
         """Heads above the threshold, best first."""
@@ -189,7 +188,7 @@ def retrieval_scores(
     if mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}.{suggestion(mode, MODES)} Expected 'paper' or 'official'.")
     emitted = continuations(model, runs)
-    recall = np.array([_recall(run, emitted[number]) for number, run in enumerate(runs)])
+    recall = np.array([_recall(run, tokens) for run, tokens in zip(runs, emitted, strict=True)])
     counted = recall > success
     if not counted.any():
         raise ValueError(
@@ -259,6 +258,14 @@ def continuations(model: Any, runs: Sequence[NeedleRun], hooks: Sequence[Any] = 
     return [tokens for tokens in found if tokens is not None]
 
 
+def needle_recall(
+    model: Any, runs: Sequence[NeedleRun], without: Sequence[tuple[Layer, int]] = ()
+) -> NDArray[np.float64]:
+    """Share of the needle that the model repeats in each run, with the z of the heads in `without` set to zero, [run]."""
+    emitted = continuations(model, runs, _silencing(without))
+    return np.array([_recall(run, tokens) for run, tokens in zip(runs, emitted, strict=True)])
+
+
 def masking_curve(
     model: Any,
     runs: Sequence[NeedleRun],
@@ -267,6 +274,8 @@ def masking_curve(
     *,
     controls: int = 4,
     seed: int = 0,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Needle recall without the top k heads, and without k random other heads of the same layers (z set to zero).
 
@@ -275,6 +284,9 @@ def masking_curve(
 
     Returns:
         `{"k", "top", "control" (mean over draws), "control_draws", "control_size", "plain"}`; recall is the mean share of the needle.
+
+    Raises:
+        ValueError: a k beyond the number of heads. MeasurementCancelled: `cancel` was set.
     """
     ranked = scores.best(scores.scores.size)
     random = np.random.default_rng(seed)
@@ -282,13 +294,9 @@ def masking_curve(
     for layer, head, _ in ranked:
         heads_of.setdefault(layer, []).append(head)
 
-    def recall(chosen: list[tuple[Layer, int]]) -> float:
-        emitted = continuations(model, runs, _silencing(chosen))
-        return float(np.mean([_recall(run, tokens) for run, tokens in zip(runs, emitted, strict=True)]))
-
     result: dict[str, Any] = {"k": list(ks), "top": [], "control": [], "control_draws": [], "control_size": []}
-    result["plain"] = recall([])
-    for k in ks:
+    result["plain"] = float(needle_recall(model, runs).mean())
+    for k in watched(ks, "masking heads", progress, cancel):
         if not 1 <= k <= len(ranked):
             raise ValueError(f"k: expected 1 to {len(ranked)} heads, got {k}")
         top = [(layer, head) for layer, head, _ in ranked[:k]]
@@ -302,8 +310,8 @@ def masking_curve(
                     [(layer, int(head)) for head in random.choice(others, size=wanted, replace=False)] if wanted else []
                 )
             size = len(drawn)
-            draws.append(recall(drawn))
-        result["top"].append(recall(top))
+            draws.append(float(needle_recall(model, runs, drawn).mean()))
+        result["top"].append(float(needle_recall(model, runs, top).mean()))
         result["control"].append(float(np.mean(draws)))
         result["control_draws"].append(draws)
         result["control_size"].append(size)

@@ -333,6 +333,14 @@ def stacked(layers: list[Tensor]) -> NDArray[np.float64]:
     return result
 
 
+def best_heads(scores: NDArray[np.float64], layers: Sequence[Layer], n: int) -> list[tuple[Layer, int, float]]:
+    """The n heads of largest score as (layer, head, score), heads without one left out. scores [layer, head]."""
+    order = np.argsort(-scores, axis=None, kind="stable")  # nan comes last
+    places = [divmod(int(at), scores.shape[1]) for at in order]
+    found = [(layers[row], head, float(scores[row, head])) for row, head in places]
+    return [place for place in found if not np.isnan(place[2])][:n]
+
+
 def plain(values: NDArray[np.float64]) -> Any:
     """Nested lists, with None for what is not a finite number (JSON has no nan)."""
     if values.ndim == 0:

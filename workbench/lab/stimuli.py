@@ -38,6 +38,16 @@ class Sentence:
     relations: tuple[str, ...]  # dependency relation to the head
     spans: tuple[Span, ...]  # where the word stands in `text`; words of one fused form may share its span
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The words, each with the blank before it if there is one in the text, for tokenizers that tell " cat" from "cat"."""
+        found, end = [], 0
+        for word, (start, stop) in zip(self.words, self.spans, strict=True):
+            apart = start >= end and self.text[end:start].isspace()
+            found.append(" " + word if apart else word)
+            end = stop
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class MinimalPair:
