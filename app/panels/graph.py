@@ -171,8 +171,8 @@ class GraphDegrees(GraphPanel):
 
     def facts(self, scene: Scene) -> list[str]:
         return [
-            f"{way}: {VERDICTS[tail['verdict']]} (likelihood ratio R {number(tail['log_likelihood_ratio'])}, p {number(tail['p'])}); "
-            f"α {number(tail['alpha'])} ± {number(tail['alpha_sd'])} from {tail['xmin']} edges on; "
+            f"{way}: {VERDICTS[tail['verdict']]} (likelihood ratio R {tail['log_likelihood_ratio']:+.2f}, p {number(tail['p'])}); "
+            f"α {tail['alpha']:.2f} ± {tail['alpha_sd']:.2f} from {tail['xmin']} edges on; "
             f"KS {number(tail['ks'])} power law, {number(tail.get('ks_log_normal', np.nan))} log-normal"
             for way, tail in self.results(scene)["tails"].items()
         ]
