@@ -397,12 +397,9 @@ class Decoder(HookedModel):
 
     def about(self) -> dict[str, Any]:
         """What run manifests record of a model: where it comes from, what it is made of, its configuration and a hash of its weights."""
-        from models.diagram import model_blocks
-
         return {
             **self.origin,
             "parameters": self.n_parameters(),
-            "blocks": model_blocks(self),
             "config": config_to_json(self.config),
             "weights_sha256": self.weights_sha256(),
         }

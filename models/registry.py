@@ -15,6 +15,7 @@ from typing import Any
 from models.architecture_record import ARCHITECTURES, ENCODERS, Architecture, UnknownModel, register_architecture
 from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
+from models.diagram import model_blocks
 from workbench.discovery import import_all
 from workbench.instrument.errors import suggestion
 
@@ -248,7 +249,8 @@ def load(
     else:
         known = f"Known: {', '.join(shipped_names())}, <architecture>-random (`workbench models` lists all), folders and hub ids."
         if folder.exists():
-            raise UnknownModel(f"{text!r} holds no config.json. Expected a folder with one, or a name. {known}")
+            expected = "Expected a folder written by models.save or in Hugging Face layout, or a name."
+            raise UnknownModel(f"{text!r} holds no config.json. {expected} {known}")
         names = [*SHORT, *(record.name for record in list_models())]
         raise UnknownModel(f"Unknown model {text!r}.{suggestion(text, names)} {known}")
     if dtype is not None or device is not None:
@@ -285,7 +287,8 @@ def _load_folder(folder: Path, dtype: Any) -> Decoder:
 
 def _named(model: Decoder, name: str, kind: Architecture, provenance: str) -> Decoder:
     model.name, model.architecture = name, kind.name
-    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": provenance}
+    blocks = model_blocks(model)
+    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": provenance, "blocks": blocks}
     return model
 
 

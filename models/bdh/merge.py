@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.bdh.model import BDH
+from models.diagram import model_blocks
 from workbench.lab.catalogue import implements
 
 
@@ -104,5 +105,5 @@ def merge(parents: Sequence[BDH], names: Sequence[str] | None = None) -> tuple[B
             parameter.copy_(torch.stack([p.to(first.device) for p in originals if p is not None]).mean(0))
     sizes = tuple(parent.config.n_neurons // parent.config.n_heads for parent in parents)
     model.name, model.architecture, model.tokenizer = " + ".join(labels), first.architecture, first.tokenizer
-    model.origin = {**first.origin, "merged_from": list(labels)}
+    model.origin = {**first.origin, "blocks": model_blocks(model), "merged_from": list(labels)}
     return model.eval(), Heritage(labels, sizes)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.architecture_record import Architecture
 from models.decoder import Decoder
+from models.diagram import model_blocks
 from models.pretrained.family import Conversion, Fields, family, recognised
 from models.pretrained.stored import Checkpoint, shapes
 from models.pretrained.tokenizer import tokenizer_of
@@ -118,7 +119,8 @@ def load_folder(
         raise ValueError(f"dtype={dtype!r}. Expected a torch dtype, 'auto' (as stored), or None (float32).")
     _fill(model, conversion, checkpoint, wanted, progress)
     model.name, model.architecture = name or name_of(folder), kind.name
-    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": "pretrained"}
+    blocks = model_blocks(model)
+    model.origin = {"family": kind.family, "paper": kind.paper, "provenance": "pretrained", "blocks": blocks}
     tokens = tokenizer_of(folder, model.vocab_size)
     if tokens is not None or model.vocab_size != 256:
         model.tokenizer = tokens

@@ -10,6 +10,8 @@ import models
 from models.bdh.merge import Heritage, merge
 from models.bdh.model import BDH, BDHConfig
 from models.bdh.official import from_official, to_official
+from workbench.lab.runs import RunStore
+from workbench.lab.trace import trace_run
 
 EXACT = 1e-10
 # ε so small that doubling a norm's argument changes nothing that float64 can see
@@ -153,3 +155,12 @@ def test_parents_that_do_not_fit(model: BDH) -> None:
     _, heritage = merge([model, model])
     with pytest.raises(ValueError, match="The last axis has 3 entries; expected 32"):
         heritage.split(torch.zeros(3))
+
+
+def test_a_merged_model_is_traced_like_any_other(tmp_path: Path) -> None:
+    """Its run says what it was merged of, and its diagram has the neurons of both."""
+    merged, _ = merge([models.build("bdh"), models.build("bdh", seed=1)], ["first", "second"])  # type: ignore[list-item]
+    run = trace_run(merged, "hello", RunStore(tmp_path))
+    assert run.model["merged_from"] == ["first", "second"]
+    (neurons,) = {block["detail"] for block in run.model["blocks"] if block["kind"] == "bdh"}
+    assert neurons == f"{merged.config.n_heads}×{merged.config.n_neurons // merged.config.n_heads} neurons"

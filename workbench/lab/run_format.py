@@ -35,6 +35,7 @@ PROVENANCES = ("trained", "random", "pretrained")
 FORMS = ("softmax", "gated_linear", "delta", "dense")
 MODEL_FIELDS = (
     "name", "architecture", "family", "paper", "parameters", "config", "blocks", "weights_sha256", "provenance",
+    "merged_from",
 )  # fmt: skip
 # What a writer may set; the other fields (id, created, arrays, ...) are the writer's own.
 SETTABLE: dict[str, Any] = {
@@ -363,18 +364,6 @@ def _check_slot(slot: Any, index: int, arrays: Collection[str]) -> None:
         and _is(slot.get("axes"), list)
         and _is(slot.get("shape"), list)
     )
-    _require(whole, f"layer {index}: an entry of states lacks its name, axes or shape: {str(slot)[:80]}")
-    name, array = slot["name"], slot.get("array")
-    own = (f"layer.{index}.states", f"layer.{index}.states.{name}")
-    _require(
-        array is None or (array in own and array in arrays),
-        f"layer {index}: state {name!r} names the array {array!r}, expected one of {', '.join(own)} that the run has, or none",
-    )
-
-
-def _check_slot(slot: Any, index: int, arrays: Collection[str]) -> None:
-    """Raise RunError unless an entry of a layer's `states` names a state, its axes, and where it is: an array, or none (the factors)."""
-    whole = isinstance(slot, dict) and _is(slot.get("name"), str) and _is(slot.get("axes"), list) and _is(slot.get("shape"), list)
     _require(whole, f"layer {index}: an entry of states lacks its name, axes or shape: {str(slot)[:80]}")
     name, array = slot["name"], slot.get("array")
     own = (f"layer.{index}.states", f"layer.{index}.states.{name}")

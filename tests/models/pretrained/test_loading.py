@@ -132,7 +132,6 @@ def test_an_unknown_type(folder: Path) -> None:
     "changes, message",
     [
         ({"hidden_act": "geglu"}, r"hidden_act = 'geglu' is not supported"),
-        ({"mlp_bias": True}, r"mlp_bias = True is not supported for llama. Expected False"),
         ({"num_hidden_layers": None}, r"config.json has no 'num_hidden_layers'"),
         ({"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}}, r"rope scaling 'odd' is not supported"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, r"'linear' has 'odd'"),
