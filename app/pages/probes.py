@@ -18,21 +18,8 @@ from app.measure.probes import LONGEST as LONGEST_LENGTH
 from app.page import Page
 from app.pages.synapses import GRID, RIGHT
 from app.panels.base import NothingToShow
-from app.panels.probes import (
-    DOSE,
-    LIST,
-    MAPS,
-    PANELS,
-    PROFILE,
-    SCATTER,
-    TWIN,
-    chosen_head,
-    chosen_score,
-    other_score,
-    row_names,
-    score_words,
-    scores_of,
-)
+from app.panels.probe_scores import chosen_head, chosen_score, other_score, row_names, score_words, scores_of
+from app.panels.probes import DOSE, LIST, MAPS, PANELS, PROFILE, SCATTER, TWIN
 from app.panels.results import measured
 from app.services import Scene, Services
 from app.view_state import ViewState

@@ -17,7 +17,7 @@ from app.model_service import WorkbenchModels
 from app.pages import find_pages
 from app.pages.probes import brushed_places, grid_rows, head_words, looked
 from app.panels.base import NothingToShow
-from app.panels.probes import chosen_head, chosen_score, other_score
+from app.panels.probe_scores import chosen_head, chosen_score, other_score
 from app.services import Services
 from app.theme import DARK, LIGHT
 from app.view_state import ViewState
@@ -91,6 +91,13 @@ def test_what_is_chosen_follows_the_address(services: Services, result: str) -> 
     assert brushed_places({"points": [{"customdata": "1.0"}, {"x": 1}]}) == ["1.0"] and brushed_places(None) is None
     page = text_of(PAGE.build(services, scene))
     assert "Attention sinks" in page and "Retrieval heads" in page and "Newest first" in page
+
+
+def test_the_address_names_scores_heads_and_features() -> None:
+    chosen = ViewState(page="probes", result="a-1", score="census.induction", against="sinks.first_mass", measured_head="1.2", feature=17)
+    assert ViewState.from_url("/probes", chosen.to_query()) == chosen == ViewState.from_dict(chosen.as_dict())
+    for query in ("score=census", "score=<b>.x", "vs=a.b.c", "mh=1", "mh=1.x", "mh=99999.0", "feature=-1", "feature=1.5"):
+        assert ViewState.from_url("/probes", query) == ViewState(page="probes"), query
 
 
 def test_a_probe_that_refuses_says_so_in_its_own_words(services: Services) -> None:
