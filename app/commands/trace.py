@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.commands._console import Failure, facts_table, note, print_json, progress_bar, read_text, stdout
 from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_model, open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PANEL = "Look inside"
 
@@ -28,6 +31,9 @@ def command(
             help="Only the heavy arrays of these layers, such as 0,2-4; all when not given.", show_default=False
         ),
     ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="What an encoder-decoder's encoder reads.", show_default=False)
+    ] = None,
     title: Annotated[
         str | None, typer.Option(help="Title of the run; the text when not given.", show_default=False)
     ] = None,
@@ -44,10 +50,10 @@ def command(
 
     from workbench.lab.trace import trace_run
 
-    loaded = open_model(model)
+    loaded, read = reading(open_model(model), source, content)
     chosen = None if layers is None else parse_layers(layers, loaded.n_layers)
     with progress_bar(f"tracing {model}") as progress:
-        run = trace_run(loaded, content, store, title=title, progress=progress, layers=chosen)
+        run = trace_run(loaded, read, store, title=title, progress=progress, layers=chosen)
     manifest = run.manifest
     record = {
         "id": run.id,
@@ -67,6 +73,22 @@ def command(
     stdout().print(facts_table("run", run.id, shown))
     where = f" --runs {store.root}" if out is not None else ""
     note(f"See it with `workbench serve{where}`.")
+
+
+def reading(model: Any, source: str | None, text: str) -> tuple[Any, str | Tensor]:
+    """An encoder-decoder bound to what its encoder reads, and its text behind the token that begins every text; other models as they are.
+
+    Raises Failure where a source and the model do not go together.
+    """
+    if not hasattr(model, "with_source"):
+        if source is not None:
+            raise Failure(f"--source: {model.name} has no encoder that would read it", "Leave --source out.")
+        return model, text
+    if source is None:
+        raise Failure(f"{model.name} is an encoder-decoder", 'Say what its encoder reads: --source "some text".')
+    import torch
+
+    return model.with_source(source), torch.cat([model.start_tokens(1), model.to_tokens(text)], dim=1)
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
