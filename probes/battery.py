@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.census import head_census, random_twin
 from probes.heads import head_scores
+from probes.long_context import adaptive_heads, segment_attention
 from probes.progress import Progress as Telling
 from probes.retrieval import needle_grid, retrieval_scores
 from probes.score_tables import ScoreTable, layer_labels, score_tables, twin_tables
@@ -87,11 +88,23 @@ def _retrieval(setting: _Setting) -> Any:
     return retrieval_scores(setting.model, runs, whole_patterns=setting.whole_patterns)
 
 
+def _local(setting: _Setting) -> Any:
+    tokens = setting.batch().tokens if setting.texts is None else setting.texts
+    return adaptive_heads(setting.model, tokens)
+
+
+def _basin(setting: _Setting) -> Any:
+    tokens = setting.batch().tokens if setting.texts is None else setting.texts
+    return segment_attention(setting.model, tokens, 8, rows=8, whole_patterns=setting.whole_patterns)
+
+
 PROBES: dict[str, Callable[[_Setting], Any]] = {
     "induction": _induction,
     "census": _census,
     "sinks": _sinks,
     "retrieval": _retrieval,
+    "local": _local,
+    "basin": _basin,
 }
 
 

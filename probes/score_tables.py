@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from probes.census import Census
 from probes.heads import HeadScores
+from probes.long_context import AdaptiveHeads, SegmentAttention
 from probes.retrieval import RetrievalScores
 from probes.sinks import SinkReport
 
@@ -74,6 +75,8 @@ def score_tables(result: Any, *, level: float = 0.95, seed: int = 0) -> dict[str
             np.mean([1 / length for length, kept in zip(result.lengths, result.counted, strict=True) if kept])
         )
         return {"score": _table(result.scores, *_ends(counted, result.scores, level, seed), random_read)}
+    if isinstance(result, (AdaptiveHeads, SegmentAttention)):
+        return {"score": _table(result.scores, *_ends(result.by_sequence, result.scores, level, seed), float("nan"))}
     return {}
 
 

@@ -116,6 +116,11 @@ def show(name: str, result: Any) -> None:
                     f"{result.sink_mass[row, head]:.2f}",
                     shown,
                 )
+    elif kind in ("AdaptiveHeads", "SegmentAttention"):
+        words = "share of local queries" if kind == "AdaptiveHeads" else "depth of the basin"
+        table = new_table(name, "layer", "head", words, numbers=("layer", "head", words))
+        for layer, head, value in result.best(8):
+            add_row(table, "", layer, head, f"{value:.2f}")
     else:
         table = new_table(name, "layer", "head", "score", numbers=("layer", "head", "score"))
         for layer, head, value in result.best(8):
