@@ -143,10 +143,12 @@ class Checkpoint:
     def _names(self, path: Path) -> list[str]:
         return list(self._handle(path).keys())
 
-    def _handle(self, path: Path) -> Any:
-        if path not in self._handles:
-            self._handles[path] = self._opened(path)
-        return self._handles[path]
+    def _handle(self, path: Path, handles: dict[Path, Any] | None = None) -> Any:
+        """The open file, from the checkpoint's own handles or others."""
+        handles = self._handles if handles is None else handles
+        if path not in handles:
+            handles[path] = self._opened(path)
+        return handles[path]
 
     @staticmethod
     def _opened(path: Path) -> Any:
@@ -181,7 +183,8 @@ class Checkpoint:
         that a file and its converted copy never lie in memory together.
         """
         self.read_names.update(source.names)
-        raw = [self._tensor(name, source.make is None and self._is(name, dtype)) for name in source.names]
+        handles = self._handles if source.make is None and self._is(source.names[0], dtype) else {}
+        raw = [self._tensor(name, handles) for name in source.names]
         tensor = raw[0] if source.make is None else source.make(*raw)
         wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
         return tensor.to(wanted).contiguous()
@@ -191,7 +194,7 @@ class Checkpoint:
         path = self.files.get(name)
         return dtype is None or path is None or self._handle(path).get_slice(name).get_dtype() == _CODES.get(dtype)
 
-    def _tensor(self, name: str, keep: bool) -> Tensor:
+    def _tensor(self, name: str, handles: dict[Path, Any]) -> Tensor:
         if name in self.unpickled:
             return self.unpickled[name]
         if name not in self.files:
@@ -199,8 +202,7 @@ class Checkpoint:
                 f"{self.folder}: the tensor {name!r} is missing.{suggestion(name, self.files)} "
                 f"The checkpoint holds {len(self.files)} tensors."
             )
-        path = self.files[name]
-        return (self._handle(path) if keep else self._opened(path)).get_tensor(name)
+        return self._handle(self.files[name], handles).get_tensor(name)
 
 
 def shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
