@@ -14,10 +14,7 @@ from workbench.lab.runs import RunError
 
 KIND = "patching"
 LONGEST = 400
-DIRECTIONS = {
-    "denoise": "clean values into the corrupted text: what is enough?",
-    "noise": "corrupted values into the clean text: what is needed?",
-}
+DIRECTIONS = {"denoise": "clean into corrupted", "noise": "corrupted into clean"}
 
 
 @dataclass(frozen=True)
