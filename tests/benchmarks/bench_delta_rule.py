@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels import gated_linear_attention as linear
 from kernels.delta_rule import delta_rule, delta_rule_and_pseudo_values, effective_pattern, trace_entries
 from tests.benchmarks import Row
-from tests.benchmarks.bench_gated_linear_attention import make_row, paired_medians, relative_error
+from tests.benchmarks.bench_gated_linear_attention import chunk_products, make_row, paired_medians, relative_error
 
 
 def make_inputs(head: int, pos: int, width: int) -> tuple[list[Tensor], dict[str, Tensor | None]]:
@@ -62,6 +62,14 @@ def layer(head: int, pos: int, width: int, repeats: int, gradients: bool) -> lis
         error = relative_error(forward("chunked"), expected)
         times = paired_medians(lambda: forward("chunked"), lambda: forward("recurrent"), repeats)
         rows.append(make_row(f"step loop / chunks, forward, {name}, {shape}", times, True, 8.0, error))
+        bound = paired_medians(
+            chunk_products(tensors[0], k, v, 32 if pos % 32 == 0 else 8, delta=True),
+            lambda: forward("recurrent"),
+            repeats,
+        )
+        rows.append(
+            make_row(f"step loop / the chunks' matrix products alone, {name}, {shape}", bound, True, None, error)
+        )
         if gradients:  # the loop keeps every state: gigabytes for the wider layer
             times = paired_medians(lambda: training("chunked"), lambda: training("recurrent"), 3)
             rows.append(make_row(f"step loop / chunks, with gradients, {name}, {shape}", times, True, 8.0, error))

@@ -68,6 +68,25 @@ def decays(batch: int, head: int, pos: int, state_k: int) -> dict[str, Tensor | 
     }
 
 
+def chunk_products(q: Tensor, k: Tensor, v: Tensor, chunk: int, delta: bool = False) -> Callable[[], None]:
+    """The matrix products that any form in chunks of this size has to make, and nothing else: no decay, no mask, no carrying of states.
+
+    Scores, their product with the values, what is written into the state and what is read from it; for the delta rule also the products of
+    keys with keys, and what each chunk takes back. How fast the step loop is against these says what chunks could win at most here.
+    """
+    queries, keys, values = (x.unflatten(2, (-1, chunk)) for x in (q, k, v))
+    state = torch.randn(*queries.shape[:3], k.shape[3], v.shape[3])
+    square = torch.randn(*queries.shape[:3], chunk, chunk)
+
+    def products() -> None:
+        with torch.no_grad():
+            queries @ keys.mT, square @ values, keys.mT @ values, queries @ state
+            if delta:
+                keys @ keys.mT, square @ keys, square @ values, keys @ state
+
+    return products
+
+
 def small_layers(head: int, pos: int, width: int, repeats: int) -> list[Row]:
     """Step loop / chunks, forward and with gradients, and the share that 64 traced entries add to the forward."""
     rows = []
@@ -99,6 +118,8 @@ def small_layers(head: int, pos: int, width: int, repeats: int) -> list[Row]:
 
         times = paired_medians(lambda: forward("chunked"), lambda: forward("recurrent"), repeats)
         rows.append(row("step loop / chunks, forward", times, True, 8.0))
+        bound = paired_medians(chunk_products(q, k, v, min(32, pos)), lambda: forward("recurrent"), repeats)
+        rows.append(row("step loop / the chunks' matrix products alone", bound, True, None))
         if head * width <= 256:  # the loop keeps every state: gigabytes for the wider layer
             times = paired_medians(lambda: training("chunked"), lambda: training("recurrent"), 3)
             rows.append(row("step loop / chunks, with gradients", times, True, 8.0))

@@ -8,5 +8,5 @@ from tests.benchmarks.bench_delta_rule import run
 @pytest.mark.bench
 def test_tiny_benchmark_returns_a_row_for_every_case() -> None:
     rows = run(tiny=True)
-    assert len(rows) == 3 * 4 + 3
+    assert len(rows) == 3 * 5 + 3
     assert all(row.ratio > 0 for row in rows)

@@ -12,7 +12,7 @@ from tests.benchmarks.bench_gated_linear_attention import main, relative_error
 def test_tiny_benchmark_prints_a_row_for_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tiny", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 4 * 3 + 2 + 3 + 4
+    assert len(rows) == 4 * 4 + 2 + 3 + 4
     assert all(row["ratio"] > 0 for row in rows)
 
 
