@@ -1,4 +1,4 @@
-"""The RG-LRU of Griffin and Hawk (De et al. 2024, arXiv 2402.19427, eq. 1-6): every channel forgets at a rate that the token chooses.
+"""The RG-LRU of Griffin and Hawk (De et al. 2024, arXiv 2402.19427, section 2.4): every channel forgets at a rate that the token chooses.
 
     x = conv(W_x u + b_x)                                                                              hook_v
     r_t, i_t = σ(W_r x_t + b_r), σ(W_i x_t + b_i)      both in blocks, one per head                    hook_recurrence_gate, hook_input_gate
@@ -10,7 +10,8 @@
 Every channel has a pattern of its own, h[c] = α_c x[c] with α_c,ij = exp(Σ_{j<s≤i} log a_s[c]) w_j[c]. `hook_pattern` is their mean over
 the channels of each head, which reproduces no channel and only reports; `hook_channel_pattern` is exact, can be edited, and exists when
 asked for. Columns are positions after the convolution, which smears tokens. Editing `hook_log_decay` leaves the writes alone; editing
-`hook_recurrence_gate` changes both. Texts packed one behind the other into one row are not kept apart.
+`hook_recurrence_gate` changes both. Λ has the sign, and the first token the weight, of the published code; texts packed one behind the
+other into one row, which it keeps apart, are not kept apart here.
 """
 
 from dataclasses import dataclass
