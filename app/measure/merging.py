@@ -13,8 +13,6 @@ from workbench.lab.jobs import Job
 
 KIND = "bdh-merge"
 FOLDER, INITIAL = "folder:", "initial:"
-SMALL = 1e-30
-"""ε of the norms at which a self-merge is an identity."""
 
 
 def parents(services: Services) -> list[tuple[str, str]]:
@@ -76,29 +74,6 @@ def losses(model: Any, text: str) -> Any:
     return torch.cat([loss.new_full((1,), float("nan")), loss]).numpy()
 
 
-def self_merge_error(model: Any, text: str, *, exact: bool = False) -> float:
-    """Largest change of a logit when a model is merged with itself, relative to the logits' largest size.
-
-    `exact`: in float64 with ε of the norms at 1e-30, where the merge is an identity. Otherwise as the model is.
-    """
-    from dataclasses import replace
-
-    import torch
-
-    from models.bdh.merge import merge
-    from models.bdh.model import BDH
-
-    if exact:
-        tiny = BDH(replace(model.config, norm_eps=SMALL)).double().eval()
-        tiny.load_state_dict(model.state_dict())
-        model = tiny
-    ids = model.to_tokens(text)
-    merged, _ = merge([model, model], names=["once", "again"])
-    with torch.no_grad():
-        plain, twice = model(ids), merged(ids)
-    return float((plain - twice).abs().max() / plain.abs().max())
-
-
 def heritage_of(merged: Any, heritage: Any, text: str) -> Any:
     """The first parent's share by layer, [layer, measure]: of the neurons that fire (y), and of E y, ⟨part, E y⟩ / ‖E y‖²."""
     import numpy as np
@@ -122,7 +97,7 @@ def _merge(job: Job, services: Services, settings: dict[str, Any], text: str) ->
     job.progress(0.0, "loading the models")
     import numpy as np
 
-    from models.bdh.merge import merge
+    from models.bdh.merge import merge, self_merge_error
 
     one, other = (open_parent(services, settings[which]) for which in ("first", "second"))
     job.progress(0.3, "merging")
@@ -130,7 +105,7 @@ def _merge(job: Job, services: Services, settings: dict[str, Any], text: str) ->
     job.progress(0.4, "reading the text")
     found = np.stack([losses(model, text) for model in (one, other, merged)])
     job.progress(0.7, "merging the first with itself")
-    errors = [self_merge_error(one, text), self_merge_error(one, text, exact=True)]
+    errors = [self_merge_error(one, one.to_tokens(text), exact=exact) for exact in (False, True)]
     shares = heritage_of(merged, heritage, text)
     record = {**model_record(one), "name": f"{settings['first']} + {settings['second']}"}
     with services.store.create(KIND, job.title, model=record, text=text) as run:

@@ -131,18 +131,24 @@ def modularity(curve: Record) -> go.Figure:
 
 
 def degrees(tails: Mapping[str, Record]) -> go.Figure:
-    """Complementary cumulative distribution of in- and out-degrees with the fitted power law."""
+    """Complementary cumulative distribution of in- and out-degrees with the power law and the log-normal that fit best."""
     figure = go.Figure()
     for colour, (way, tail) in zip(COLOURS, tails.items(), strict=False):
         ccdf = np.asarray(tail["ccdf"])
         figure.add_scatter(
             x=ccdf[:, 0], y=ccdf[:, 1], mode="markers", name=f"{way}-degree", marker={"color": colour, "size": 5}
         )
-        from_here = ccdf[ccdf[:, 0] >= tail["xmin"]]
-        figure.add_scatter(
-            x=from_here[:, 0], y=from_here[0, 1] * (from_here[:, 0] / tail["xmin"]) ** (1 - tail["alpha"]), mode="lines",
-            name=f"power law, α = {tail['alpha']:.2f}", line={"color": colour, "dash": "dash", "width": 1},
-        )  # fmt: skip
+        fitted = np.asarray(tail["fitted"])  # degree, power law, log-normal
+        for column, (law, dash) in enumerate(
+            {f"power law, α = {tail['alpha']:.2f}": "dash", "log-normal": "dot"}.items(), start=1
+        ):
+            figure.add_scatter(
+                x=fitted[:, 0],
+                y=fitted[:, column],
+                mode="lines",
+                name=f"{way}: {law}",
+                line={"color": colour, "dash": dash, "width": 1},
+            )
     figure.update_layout(
         title="Degrees, head 0 to head 0 of the shipped model", xaxis_title="degree", yaxis_title="share of neurons",
         xaxis_type="log", yaxis_type="log",

@@ -166,7 +166,7 @@ def wiring(context: Context) -> dict[str, Any]:
                 {"way": way, "verdict": tail.verdict, "alpha": tail.alpha, "p": tail.p, "source": a, "target": b}
             )
             if a == b == 0:
-                ccdf[way] = {"ccdf": tail.ccdf.tolist(), "alpha": tail.alpha, "xmin": tail.xmin}
+                ccdf[way] = {"ccdf": tail.ccdf.tolist(), "fitted": tail.fitted.tolist(), "alpha": tail.alpha}
     context.progress(0.75, "modularity over numbers of edges")
     edges = [round(neurons * degree) for degree in settings["curve_degrees"]]
     curve = modularity_curve(model, 0, 0, edges=edges, draws=settings["graph_draws"], seeds=2, cancel=context.cancel)

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from case_studies.bdh.letters import fit
 from case_studies.harness.context import Context
-from models.bdh.merge import merge
+from models.bdh.merge import merge, self_merge_error
 from models.bdh.model import BDH, BDHConfig
 from probes.bdh import SparsityWatch, modularity_curve
 from workbench.lab.batches import TextBatches
@@ -126,16 +125,6 @@ def merge_summary(losses: Mapping[str, Mapping[str, float]]) -> dict[str, float]
         (losses["base"][name] - losses["merged"][name]) / (losses["base"][name] - losses[name][name]) for name in ADDED
     ]
     return {"merge_gap": float(np.mean(gaps)), "merge_forgets": losses["merged"][BASE] - losses["base"][BASE]}
-
-
-@torch.no_grad()
-def self_merge_error(model: BDH, tokens: Tensor) -> float:
-    """Largest change of a logit when a model is merged with itself, over the largest logit, in float64 with ε of the norms at 1e-30."""
-    exact = BDH(replace(model.config, norm_eps=1e-30)).double().eval()
-    exact.load_state_dict(model.state_dict())
-    merged, _ = merge([exact, exact], names=["first", "second"])
-    logits = exact(tokens)
-    return float((merged(tokens) - logits).abs().max() / logits.abs().max())
 
 
 # ---- no gradient through time ----------------------------------------------------------------------------------------

@@ -105,22 +105,6 @@ def test_merge_summary_on_the_published_table() -> None:
     assert found["merge_gap"] == pytest.approx(CLAIMS["merge-gap"].published_number, abs=0.005)
 
 
-def test_self_merge_badge_tells_a_wrong_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge that makes rotation frequencies anew instead of keeping each parent's is not the identity."""
-    model, tokens = tiny(), torch.randint(0, 26, (2, 12), generator=torch.Generator().manual_seed(0))
-    assert text.self_merge_error(model, tokens) < 1e-12
-
-    def with_new_frequencies(parents: Any, names: Any) -> Any:
-        from models.bdh.merge import merge
-
-        merged, heritage = merge(parents, names)
-        merged.weights.frequencies.copy_(BDH(merged.config).weights.frequencies)
-        return merged, heritage
-
-    monkeypatch.setattr(text, "merge", with_new_frequencies)
-    assert text.self_merge_error(model, tokens) > 1e-3
-
-
 def test_the_sparsity_of_a_run_that_changes_nothing() -> None:
     model = tiny().train()
     watched = text.SparsityWatch(model, torch.randint(0, 26, (2, 30)), every=2)

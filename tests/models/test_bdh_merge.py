@@ -1,12 +1,15 @@
 """Merged models: a model merged with itself is itself, and every wrong way of merging is not."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import models
+from models.bdh import merge as merging
 from models.bdh.merge import Heritage, merge
 from models.bdh.model import BDH, BDHConfig
 from models.bdh.official import from_official, to_official
@@ -164,3 +167,17 @@ def test_a_merged_model_is_traced_like_any_other(tmp_path: Path) -> None:
     assert run.model["merged_from"] == ["first", "second"]
     (neurons,) = {block["detail"] for block in run.model["blocks"] if block["kind"] == "bdh"}
     assert neurons == f"{merged.config.n_heads}×{merged.config.n_neurons // merged.config.n_heads} neurons"
+
+
+def test_the_self_merge_badge_tells_a_wrong_merge(model: BDH, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that makes rotation frequencies anew instead of keeping each parent's is not the identity."""
+    float32 = BDH(replace(model.config, norm_eps=1e-5)).eval()
+    assert merging.self_merge_error(float32, tokens) < 1e-12 < merging.self_merge_error(float32, tokens, exact=False)
+
+    def with_new_frequencies(parents: Any, names: Any) -> Any:
+        merged, heritage = merge(parents, names)
+        merged.weights.frequencies.copy_(BDH(merged.config).weights.frequencies)
+        return merged, heritage
+
+    monkeypatch.setattr(merging, "merge", with_new_frequencies)
+    assert merging.self_merge_error(float32, tokens) > 1e-3
