@@ -97,9 +97,12 @@ def register_form(app: Dash, name: str, fields: Sequence[str], start: Callable[.
 
 
 def earlier_results(
-    services: Services, scene: Scene, kind: str, *, of: Mapping[str, str] | None = None
+    services: Services, scene: Scene, kind: str, *, of: Mapping[str, str] | None = None, **also: Any
 ) -> list[Component]:
-    """Links to the results of a kind, newest first; nothing when there are none. `of`: only those with these settings."""
+    """Links to the results of a kind, newest first; nothing when there are none.
+
+    `of`: only those with these settings. `also`: fields of the view that a link changes, besides its result.
+    """
     entries = services.store.list(kind=kind)
     if of is not None:
         entries = [e for e in entries if of.items() <= (services.open_run(e.id).manifest.get("settings") or {}).items()]
@@ -109,7 +112,7 @@ def earlier_results(
     shown = measured(scene, kind)
     lines = []
     for entry in entries:
-        link = html.A(entry.title, href=scene.view.change(result=entry.id).to_url(), className="in-app",
+        link = html.A(entry.title, href=scene.view.change(result=entry.id, **also).to_url(), className="in-app",
                       **{"aria-current": "true" if shown is not None and entry.id == shown.id else "false"})  # fmt: skip
         about = f"{entry.created[:16].replace('T', ' ')} · {entry.model or 'no model'}"
         lines.append(html.Li([link, html.Div(about, className="form-hint")]))

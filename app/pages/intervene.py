@@ -12,7 +12,7 @@ from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
 from app import ablate
-from app.forms import count_input, register_form, side_by_side, text_area
+from app.forms import count_input, earlier_results, register_form, side_by_side, text_area
 from app.frames import content_frame, frame, icon, scene_of_slice, slice_input, view_slice
 from app.measure.basket import (
     FIELDS,
@@ -43,7 +43,6 @@ from probes.interventions.language import in_python
 from probes.interventions.offers import Offer
 from workbench.lab.jobs import Job
 
-MOST_LISTED = 12
 LABELS = {
     "place": "Where: part, role or hook point", "layer": "Layer", "units": "Heads, neurons, features", "name": "Dictionary",
     "synapse": "Synapse", "neurons": "Neurons (head.neuron)", "at": "Tokens", "queries": "Tokens that read", "keys": "Tokens that are read",
@@ -79,7 +78,12 @@ def first_basket(scene: Scene) -> str:
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     offers = offers_of(services, scene)
     left = [frame(panel, scene, "") for panel in PANELS]
-    right = [_basket_frame(scene), _adding(scene, offers), *_earlier(services, scene), _refused(offers)]
+    right = [
+        _basket_frame(scene),
+        _adding(scene, offers),
+        *earlier_results(services, scene, KIND, basket="", prompts=""),
+        _refused(offers),
+    ]
     return [
         html.Div(
             [html.Div(right, className="column span-5"), html.Div(left, className="column span-7")], className="grid"
@@ -169,24 +173,6 @@ def _box(name: str, kind: str | None) -> str:
     shown = kind in KINDS and name in shown_fields(kind)
     wide = " form-wide" if name in ("texts", "place", "synapse") else ""
     return f"add-box{wide}" if shown else "add-box is-hidden"
-
-
-def _earlier(services: Services, scene: Scene) -> list[Component]:
-    entries = services.store.list(kind=KIND)[:MOST_LISTED]
-    if not entries:
-        return []
-    shown = measured(scene, KIND)
-    lines = []
-    for entry in entries:
-        # the result brings its own basket and prompts
-        view = scene.view.change(result=entry.id, basket="", prompts="")
-        link = html.A(entry.title, href=view.to_url(), className="in-app",
-                      **{"aria-current": "true" if shown is not None and entry.id == shown.id else "false"})  # fmt: skip
-        about = f"{entry.created[:16].replace('T', ' ')} · {entry.model or 'no model'}"
-        lines.append(html.Li([link, html.Div(about, className="form-hint")]))
-    return [
-        content_frame("intervene-earlier", "Results", "Newest first.", html.Ul(lines, className="case-history"), "")
-    ]
 
 
 def _refused(offers: Mapping[str, Offer]) -> Component:
