@@ -50,10 +50,12 @@ def head_maps(
     columns: int,
     chosen: tuple[int, int] | None,
     largest: float = 1.0,
+    numbered: bool = True,
 ) -> go.Figure:
     """Small maps, one row per layer (called `rows`) and one column per head, all on one colour scale from 0 to `largest`.
 
-    A dot marks heads that stand out, a frame the chosen one. Cells without a head are left empty.
+    A dot marks heads that stand out, a frame the chosen one. Cells without a head are left empty. `numbered`: whether the cells of a
+    small map carry their numbers.
     """
     lines = -(-len(maps) // columns)
     note = "<br><span style='font-size:10.5px;color:{}'>{}</span>"
@@ -74,7 +76,7 @@ def head_maps(
             colorbar={"thickness": 8, "outlinewidth": 0, "x": 1.01, "xanchor": "left", "tickfont": {"size": 10.5}, "nticks": 5},
             customdata=[[f"{row}.{head}" for head in range(width)] for row in range(height)],
             text=[[f"{rows[row]}.{head}" for head in range(width)] for row in range(height)],
-            texttemplate="%{z:.2f}" if each.values.size <= MOST_NUMBERED else None, textfont={"size": 10},
+            texttemplate="%{z:.2f}" if numbered and each.values.size <= MOST_NUMBERED else None, textfont={"size": 10},
             hovertemplate=f"head %{{text}}<br>%{{z:.4f}}<extra>{plain_label(each.title)}</extra>", **place,
         )  # fmt: skip
         marked = np.argwhere(each.stands_out)

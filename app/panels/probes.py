@@ -53,7 +53,8 @@ class ProbeMap(ProbePanel):
         rows = row_names(self.result(scene), scores[0])
         columns = min(self.columns if scene.pixels >= 512 else 2, len(maps))
         largest = max(0.1, float(np.nanmax(self.values(scene), initial=0.0)))
-        return head_maps(maps, rows, theme, panel=self.id, columns=columns, chosen=chosen_head(scene), largest=largest)
+        return head_maps(maps, rows, theme, panel=self.id, columns=columns, chosen=chosen_head(scene), largest=largest,
+                         numbered=scene.pixels >= 512)  # fmt: skip
 
     def table(self, scene: Scene) -> Table:
         scores = self.scores(scene)
@@ -122,7 +123,8 @@ class ProbeTwin(ProbePanel):
             HeadMap("at random weights", both[1], nothing),
         ]
         rows = row_names(self.result(scene), score)
-        return head_maps(maps, rows, theme, panel=self.id, columns=2, chosen=self.head(scene), largest=largest)
+        return head_maps(maps, rows, theme, panel=self.id, columns=2, chosen=self.head(scene), largest=largest,
+                         numbered=scene.pixels >= 512)  # fmt: skip
 
     def table(self, scene: Scene) -> Table:
         both, score = self.values(scene), self.score(scene)
