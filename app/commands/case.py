@@ -82,6 +82,10 @@ def run_command(
     full: Annotated[bool, typer.Option("--full", help="The paper's own setting, as far as there is one here.")] = False,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1, show_default=False)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to study, where the study lets one choose: a name or a folder.", show_default=False),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an interrupted run left.")] = False,
     out: Annotated[
         Path | None,
@@ -114,8 +118,9 @@ def run_command(
     try:
         with interruptible() as cancel, progress_bar(study.name) as progress:
             result = run_study(
-                study, tier, seeds, store=store, progress=progress, cancel=cancel, device=device, fresh=fresh
-            )
+                study, tier, seeds, store=store, progress=progress, cancel=cancel, device=device, fresh=fresh,
+                changes={} if model is None else {"model": model},
+            )  # fmt: skip
     except (JobCancelled, KeyboardInterrupt):
         raise Failure(
             "stopped before the end; finished seeds are kept", "The same command goes on from there."

@@ -16,6 +16,7 @@ from dash.development.base_component import Component
 
 from app.figures.common import number
 from app.frames import content_frame
+from app.markdown import literal_brackets
 from app.page import Page
 from app.services import Scene, Services
 from app.studies import MOST_SEEDS, OpenStudy, open_study, overview, start_study
@@ -123,7 +124,7 @@ def _study_page(opened: OpenStudy, view: ViewState) -> list[Component]:
     if opened.others:
         right.append(_history(opened, view))
     if study is not None:
-        readme = dcc.Markdown(study.readme, className="card-text", link_target="_blank")
+        readme = dcc.Markdown(literal_brackets(study.readme), className="card-text", link_target="_blank")
         left.append(content_frame("case-readme", "About this study", "", readme))
     chosen = dcc.Store(id="case-result", data=result.run if result else "")
     return [html.Div(left, className="column span-8"), html.Div([*right, chosen], className="column span-4")]

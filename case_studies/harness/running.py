@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from case_studies.harness.claims import Study
+from case_studies.harness.claims import Study, Tier
 from case_studies.harness.context import Context
 from case_studies.harness.discovery import find_study, load_module
 from case_studies.harness.errors import StudyError
@@ -32,6 +32,7 @@ def run_study(
     cancel: threading.Event | None = None,
     device: str = "cpu",
     fresh: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> StudyResult:
     """Run a study and keep its results as an immutable run.
 
@@ -42,6 +43,7 @@ def run_study(
     progress    called with the share that is done and a few words
     cancel      set it to stop: JobCancelled is raised at the study's next `progress`
     fresh       do not go on with what an interrupted run left
+    changes     other values for some of the tier's settings, such as `{"model": "path/of/a/checkpoint"}`
 
     A study that was killed or cancelled goes on at the seed where it stopped when it is run again with the same code and
     settings. Raises UnknownStudy, ClaimsError, StudyBusy, StudyError for a study that returns what its claims cannot be
@@ -52,22 +54,34 @@ def run_study(
     chosen = _seeds(settings.seeds if seeds is None else seeds)
     runs = RunStore() if store is None else store
     digest = study_hash(found.folder)
-    key = {"code": digest, "settings": settings.settings, "device": device}
+    values = _changed(found, settings, changes or {})
+    key = {"code": digest, "settings": values, "device": device}
     started = time.monotonic()
     with Workspace(runs.root, found.name, tier, key, fresh) as workspace:
         module = load_module(found)
-        context = Context(workspace, found.name, tier, chosen, settings.settings, device, progress, cancel)
+        context = Context(workspace, found.name, tier, chosen, values, device, progress, cancel)
         returned = module.run(context)
         context.check_cancelled()
         summaries = summarise_all(found, tier, returned)
         claims = decide_all(found, tier, module, summaries)
         seconds = round(time.monotonic() - started + context.resumed_seconds, 3)
         result = StudyResult("", found.name, found.title, tier, chosen, claims, seconds, machine(), code_version())
-        run_id = _store(runs, result, workspace, context, summaries, digest, settings.settings)
+        run_id = _store(runs, result, workspace, context, summaries, digest, values)
         workspace.discard()
     if progress is not None:
         progress(1.0, "done")
     return read_result(runs.open(run_id))
+
+
+def _changed(study: Study, tier: Tier, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a tier with some values changed. StudyError for a setting that the tier does not have."""
+    for name in changes:
+        if name not in tier.settings:
+            has = ", ".join(tier.settings) or "none"
+            raise StudyError(
+                f"study {study.name} has no setting {name!r} at tier {tier.name}; settings: {has}.{suggestion(name, tier.settings)}"
+            )
+    return {**tier.settings, **changes}
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -386,3 +386,13 @@ def test_files_beside_the_study_and_changed_code(tmp_path: Path, store: RunStore
     for number in (0.6, 0.9):
         (folder / "numbers_of_it.py").write_text(f"NUMBER = {number}\n" + "# longer\n" * int(10 * number))
         assert run_study(folder, store=store).claims[0].value == pytest.approx(number)
+
+
+def test_settings_can_be_changed_for_a_run(tmp_path: Path, store: RunStore) -> None:
+    """The value of a setting reaches the study and is recorded; a setting that the tier lacks is refused by name."""
+    folder = write_study(tmp_path)
+    plain, changed = (run_study(folder, store=store, changes=changes) for changes in (None, {"offset": 0.125}))
+    assert changed.claims[0].value == pytest.approx(plain.claims[0].value + 0.125)
+    assert store.open(changed.run).manifest["settings"]["settings"] == {"offset": 0.125}
+    with pytest.raises(StudyError, match=r"no setting 'ofset' at tier small; settings: offset.*Did you mean 'offset'"):
+        run_study(folder, store=store, changes={"ofset": 1})

@@ -1,0 +1,1 @@
+"""What does BERT look at? (Clark et al. 2019), asked of a published encoder."""
