@@ -73,7 +73,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if scene.layer is None:
         return [html.Div(frame(STATE, scene), className="grid")]
     cache, matrix, neurons, decay, signals, keys = _form(scene)
-    time = _time_bar(scene, compare=matrix)
+    time = _time_bar(scene, compare=matrix and not _is_vector(scene))  # a vector shows all times at once
     left: list[Component] = []
     right: list[Component] = []
     if matrix:

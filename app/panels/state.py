@@ -361,7 +361,7 @@ class TrackedEntries(Panel):
 
     id = "tracked"
     title = "Followed entries over time"
-    words = "Single entries of the state after every token, exactly. Each line has the colour of its frame above."
+    words = "Single entries of the state after every token, exactly. Each line has the colour of its mark above."
     depends = ("run", "layer", "slot", "head", "tracked")
     height = 250
 
@@ -381,8 +381,8 @@ class TrackedEntries(Panel):
     def values(self, scene: Scene) -> np.ndarray:
         entries = self.entries(scene)
         if not entries:
-            raise NothingToShow("No entry is followed yet", "Click a cell in the picture of the state, "
-                                "or Follow in the list of its largest entries.")  # fmt: skip
+            click = "Click a cell in the picture of the state, or " if len(axes_of(scene)) > 1 else "Click "
+            raise NothingToShow("No entry is followed yet", f"{click}Follow in the list of its largest entries.")
         return np.stack([scene.state_factors().state_entry(scene.view.head, row, column) for row, column in entries])
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
