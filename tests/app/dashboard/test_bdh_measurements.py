@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,19 +22,18 @@ from app.pages.graph import elements, neuron_words
 from app.pages.intervene import first_basket
 from app.pages.merge import badge
 from app.pages.synapses import chips, says, table_rows, toggled, typed
-from app.panels.base import NothingToShow, StripPanel
+from app.panels.base import NothingToShow
 from app.services import Services
-from app.theme import DARK, LIGHT
 from app.view_state import MAX_SYNAPSES, ViewState
 from probes import bdh
 from probes.features import FeatureTraining, TopK
 from probes.features.study import find_features
 from tests.app.dashboard.bdh_runs import MODEL, TEXT, finished, real_services
+from tests.app.dashboard.panel_checks import PANELS, check_panels
 from tests.app.dashboard.test_pages import text_of
 from workbench import EditState
 
 PAGES = {page.name: page for page in find_pages()}
-PANELS = {panel.id: panel for page in find_pages() for panel in page.panels}
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +42,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, 
     services, run = real_services(tmp_path_factory.mktemp("bdh"))
     yield services, run
     services.jobs.shutdown(timeout=60)
-
-
-def check_panels(
-    services: Services, view: ViewState, names: list[str], monkeypatch: pytest.MonkeyPatch, unrun: Sequence[str] = ()
-) -> None:
-    """Every panel draws in both schemes, has a table, and its Python makes its array (`unrun`: too slow to run once more here)."""
-    monkeypatch.setenv("WORKBENCH_RUNS", str(services.store.root))
-    scene = services.scene(view)
-    for name in names:
-        panel = PANELS[name]
-        panel.check(scene)
-        values = panel.values(scene)
-        assert np.isfinite(values).any(), name
-        if isinstance(panel, StripPanel):
-            assert len(panel.colours(scene, LIGHT)["values"]) == scene.n_tokens
-        else:
-            assert all(len(panel.figure(scene, theme).to_json()) < 400_000 for theme in (LIGHT, DARK)), name
-        headers, rows = panel.table(scene)
-        lines = list(rows)
-        assert lines and all(len(line) == len(headers) for line in lines), name
-        assert panel.facts(scene) is not None and panel.source(scene) is not None
-        code, found = panel.snippet(scene), {}  # type: ignore[var-annotated]
-        compile(code, name, "exec")
-        if name in unrun:
-            continue
-        exec(code, found)
-        np.testing.assert_allclose(np.asarray(found["values"]), values, rtol=1e-5, atol=1e-7, err_msg=code)
 
 
 # ---- synapses --------------------------------------------------------------------------------------------------------

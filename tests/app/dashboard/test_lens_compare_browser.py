@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from app.dashboard import build_app, make_dashboard_server
 from app.services import Services
-from tests.app.dashboard.bdh_runs import finished, real_services
+from tests.app.dashboard.bdh_runs import finished, real_services, served
 from tests.app.dashboard.test_bdh_pages import Stage, on_a_phone, wait_for_result
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright  # noqa: F401
 from workbench.lab.factors import LayerFactors
@@ -25,14 +23,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     torch.set_num_threads(1)
     services, _ = real_services(tmp_path_factory.mktemp("lens-browser"))
     run = finished(services, services.models.start_trace("gpt-english", TEXT, {}))
-    server = make_dashboard_server(build_app(services.store, services.jobs, services.models))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Stage(f"http://127.0.0.1:{server.port}", services, run)
-    server.shutdown()
-    thread.join(timeout=10)
-    server.server_close()
-    services.jobs.shutdown(timeout=30)
+    with served(services) as address:
+        yield Stage(address, services, run)
 
 
 def model_trace(services: Services, name: str, text: str) -> str:
