@@ -164,7 +164,12 @@ def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None,
     Args:
         folder: created if missing; files are written under temporary names and renamed.
         card: facts about the model (data, command, metrics). dtype: storage type of the weights (default: the model's own).
+
+    Raises:
+        ValueError: a processed copy (`models.weight_processing`), whose parameters its configuration does not describe.
     """
+    if getattr(model, "processing", None) is not None:
+        raise ValueError(f"{model.name} is a processed copy. Expected the model itself: process it again after opening.")
     from workbench.lab.checkpoints import save_model
 
     config = {"architecture": model.architecture, "config": config_to_json(model.config)}

@@ -69,7 +69,7 @@ def head_map(model: Any, layer: int, head: int, which: str = "ov") -> tuple[Tens
         raise ValueError(f"Unknown map {which!r}.{suggestion(which, MAPS)} Expected 'qk' or 'ov'.")
     layer = _layer(model, layer)
     names = ("query", "key") if which == "qk" else ("value", "output")
-    first, second = (_per_head(model, layer, name) for name in names)
+    first, second = (head_weights(model, layer, name) for name in names)
     n_heads = model.mixers[layer].describe()["n_heads"]
     if not 0 <= head < n_heads:
         raise ValueError(f"There is no head {head} in layer {layer}: it has heads 0..{n_heads - 1}.")
@@ -77,8 +77,14 @@ def head_map(model: Any, layer: int, head: int, which: str = "ov") -> tuple[Tens
     return left, right.T if which == "qk" else right
 
 
-def _per_head(model: Any, layer: int, name: str) -> Tensor:
-    """A projection of a mixer by head or group of heads: [head, d_model, width], of the output [head, width, d_model]."""
+def head_weights(model: Any, layer: int, name: str) -> Tensor:
+    """A projection of a mixer by head or group of heads: [head, d_model, width], of the output [head, width, d_model].
+
+    Args: name: `"query"`, `"key"`, `"value"` or `"output"`.
+
+    Raises:
+        NotBilinear: a mixer that has no such linear map, or does more than that with what it gives.
+    """
     mixer = model.mixers[layer]
     linear = getattr(mixer, name, None)
     if not isinstance(linear, torch.nn.Linear):
@@ -279,7 +285,7 @@ def _vectors(model: Any, layer: int, parameter: str, space: str) -> Tensor:
     if parameter in ("keys", "values"):
         x, side = neurons(model, layer, parameter.removesuffix("s")), parameter.removesuffix("s")
     else:
-        weights, side = _per_head(model, layer, parameter), "value" if parameter == "output" else "key"
+        weights, side = head_weights(model, layer, parameter), "value" if parameter == "output" else "key"
         x = (weights if parameter == "output" else weights.transpose(1, 2)).flatten(0, 1)
     x = (project(model, x, side) if space == "tokens" else x).double()
     return torch.nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=-1)

@@ -45,6 +45,8 @@ class SparseMLPConfig:
 class SparseMLP(nn.Module):
     """See the module docstring. [batch, pos, d_model] -> same."""
 
+    reads_with = ("gate", "inward")  # parameters [..., d_model] that its input meets, beside its linear maps
+
     def __init__(self, config: SparseMLPConfig, d_model: int) -> None:
         super().__init__()
         if not 1 <= config.n_active <= config.n_experts:
