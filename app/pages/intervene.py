@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
 from app import ablate
 from app.forms import count_input, earlier_results, register_form, side_by_side, text_area
-from app.frames import content_frame, frame, icon, scene_of_slice, slice_input, view_slice
+from app.frames import content_frame, frame, icon
 from app.measure.basket import (
     FIELDS,
     Row,
@@ -127,8 +127,8 @@ def _basket_frame(scene: Scene) -> Component:
             html.Span(id="basket-cost", className="form-hint"),
         ], className="form-row"),
         html.Div(id="intervene-message", className="form-message", role="alert"),
-        view_slice("content", "basket", ("run", "result", "basket", "prompts")),
-        dcc.Store(id="basket-typed"),
+        dcc.Store(id="basket-first", data={"text": first_basket(scene), "prompts": first_prompts(scene), "longest": LONGEST_LINES}),
+        dcc.Store(id="basket-sent"),
         dcc.Store(id="basket-editing"),
     ]  # fmt: skip
     words = "The operations act together. What is watched is the target's logit after the pinned token, or after the last of other prompts."
@@ -345,40 +345,15 @@ def _register_basket(app: Dash, services: Services) -> None:
         length = None if texts_of(prompts) else scene.n_tokens or None
         return row_list(rows_of(text, length, offers_of(services, scene))), cost_of(scene, prompts or "", draws)
 
-    @app.callback(
-        Output("go", "data", allow_duplicate=True), Output("basket-typed", "data"), Input("intervene-basket", "value"),
-        Input("intervene-prompts", "value"), State("view", "data"), prevent_initial_call=True,
+    app.clientside_callback(
+        ClientsideFunction("workbench", "basket_to_address"), Output("basket-sent", "data"), Input("intervene-basket", "value"),
+        Input("intervene-prompts", "value"), State("basket-first", "data"), prevent_initial_call=True,
     )  # fmt: skip
-    def into_the_address(text: str | None, prompts: str | None, view: dict[str, Any] | None) -> tuple[Any, Any]:
-        text, prompts = "\n".join(lines_of(text or "")), "\n".join(texts_of(prompts or ""))
-        if not view or view["page"] != "intervene" or max(len(text), len(prompts)) > LONGEST_LINES:
-            return no_update, no_update
-        scene = scene_of(view)
-        if text == "\n".join(lines_of(first_basket(scene))) and prompts == "\n".join(texts_of(first_prompts(scene))):
-            return no_update, no_update
-        return {"change": {"do": text or None, "on": prompts or None}, "page": "/intervene"}, {
-            "text": text,
-            "prompts": prompts,
-        }
-
-    @app.callback(
-        Output("intervene-basket", "value", allow_duplicate=True), Output("intervene-prompts", "value", allow_duplicate=True),
-        slice_input("content", "basket"), State("basket-typed", "data"), State("intervene-basket", "value"),
+    app.clientside_callback(
+        ClientsideFunction("workbench", "basket_from_address"), Output("intervene-basket", "value", allow_duplicate=True),
+        Output("intervene-prompts", "value", allow_duplicate=True), Input("view", "data"), State("intervene-basket", "value"),
         State("intervene-prompts", "value"), prevent_initial_call=True,
     )  # fmt: skip
-    def from_the_address(
-        data: dict[str, Any] | None, typed: dict[str, str] | None, text: str | None, prompts: str | None
-    ) -> tuple[Any, Any]:
-        if not data or not data.get("view"):
-            return no_update, no_update
-        scene = scene_of_slice(services, data["view"])
-        if typed == {"text": scene.view.basket, "prompts": scene.view.prompts}:
-            return no_update, no_update
-        basket, read = first_basket(scene), first_prompts(scene)
-        return (
-            no_update if lines_of(basket) == lines_of(text or "") else basket,
-            no_update if texts_of(read) == texts_of(prompts or "") else read,
-        )
 
 
 PAGE = Page(

@@ -53,7 +53,7 @@ class _Model:
         short = [
             part for part, names in PARTS.items() if any(name in roles for name in names) and _countable(part, inside)
         ]
-        return (*short, *sorted(roles), *(str(point["name"]) for point in chosen))
+        return (*short, *sorted(roles - set(short)), *(str(point["name"]) for point in chosen))
 
 
 def offered_operations(

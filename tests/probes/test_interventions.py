@@ -284,6 +284,7 @@ def test_what_is_offered_runs_and_what_is_not_is_refused(name: str, opened: Call
     assert set(found) == set(KINDS) and found["zero"].offered
     for kind, example in LINES.items():
         offer = found[kind]
+        assert len(set(offer.places)) == len(offer.places)
         parts = ("head", "neuron", "mlp", "mixer", "resid", "resid_post", "key", "value") if "{}" in example else ("",)
         for part in parts:
             place = f"{part} 1.0" if part in ("head", "neuron") else f"{part} 1"
