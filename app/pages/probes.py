@@ -37,10 +37,10 @@ MORE = {
 SHOWN = ("run", "result", "score", "against", "measured_head")
 DIGITS = {"valueFormatter": {"function": "params.value == null ? '–' : d3.format('.3f')(params.value)"}}
 COLUMNS = [
-    {"field": "head", "headerName": "head", "width": 66, "cellClass": "cell-mono cell-link"},
+    {"field": "head", "headerName": "head", "width": 68, "cellClass": "cell-mono cell-link"},
     *({"field": key, "headerName": key, "minWidth": 70, "flex": 1, **RIGHT, **DIGITS} for key in ("score", "low", "high")),
-    {"field": "marked", "headerName": "stands out", "width": 88},
-    {"field": "look", "headerName": "", "width": 92, "cellClass": "cell-link", "sortable": False,
+    {"field": "marked", "headerName": "✓", "headerTooltip": "stands out", "width": 48},
+    {"field": "look", "headerName": "", "width": 90, "cellClass": "cell-link", "sortable": False,
      "valueGetter": {"function": "'Attention'"}},
 ]  # fmt: skip
 

@@ -174,7 +174,7 @@ class ProbeList(ProbePanel):
         return [
             {"id": place, "head": name, "score": float(values[row, head]),
              **{key: float(part[row, head]) if np.isfinite(part[row, head]) else None for key, part in parts.items()},
-             "marked": "yes" if marked[row, head] else ""}
+             "marked": "✓" if marked[row, head] else ""}
             for name, place, row, head in self.order(scene)
         ]  # fmt: skip
 
