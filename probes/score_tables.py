@@ -4,8 +4,8 @@
     tables["induction"].values           [layer, head], with `low` and `high` around it and what chance gives
     tables["induction"].stands_out(twin_tables["induction"])
 
-A head stands out where the low end of its interval is above what chance gives *and* above the best head of the random twin: the rule by
-which the census gives its labels. Where there is no interval (one sequence only), no head stands out.
+A head stands out where the low end of its interval is above what chance gives *and* above the best head of the random twin, as for the
+labels of the census, which ask for a least score besides. Where there is no interval (one sequence only), no head stands out.
 """
 
 from dataclasses import dataclass
