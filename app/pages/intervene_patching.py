@@ -47,7 +47,7 @@ def _form(scene: Scene) -> Component:
     asked = (found.manifest.get("settings") if found is not None else None) or {}
     known = offered_views(scene)
     chosen = [name for name in asked.get("roles", FIRST) if name in known]
-    data = [{"value": name, "label": f"{name} × {'head' if VIEWS[name].by == 'head' else 'token'}"} for name in known]
+    data = [{"value": name, "label": f"{name}: layer × {'head' if VIEWS[name].by == 'head' else 'token'}"} for name in known]
     missing = [VIEWS[name].title.lower() for name in VIEWS if name not in known]
     lacks = f"This model has no {', no '.join(missing)}." if missing else ""
     return form_frame(
