@@ -128,6 +128,15 @@ def slot_choice(scene: Scene) -> list[Component]:
     return [choice("slot", "State", data, scene.view.slot, 130)]
 
 
+def zoom_buttons(whole: str, action: str = "whole-map", near: bool = True) -> Component:
+    """Buttons that zoom a map: to the pinned token, and out to the `whole`; `action` is what the page does for it (assets/wb-4-keys.js)."""
+
+    def button(words: str, does: str) -> html.Button:
+        return html.Button(words, className="tool-button is-framed", type="button", **{"data-action": does})
+
+    return html.Div([*([button("Zoom to the pinned token", "near")] if near else []), button(whole, action)], className="zoom-row")
+
+
 def scale_choice(scene: Scene, *, rows: bool = True) -> Component:
     """Choose how values become colours."""
     names = {"linear": "linear", "sqrt": "square root", "log": "logarithmic", "row": "share of row"}

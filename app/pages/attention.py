@@ -10,7 +10,7 @@ from dash.development.base_component import Component
 
 from app import ablate
 from app.frames import frame, scene_of_slice, slice_input, view_slice
-from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice
+from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice, zoom_buttons
 from app.panels.attention import PANELS
 from app.panels.words import pattern_words
 from app.services import Scene, Services
@@ -28,17 +28,11 @@ def controls(scene: Scene) -> Sequence[Component]:
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     heads, pattern, row, received, row_profile, offsets = PANELS
     chips = html.Div([html.Div(id="pattern-chips", className="chip-row"), view_slice("content", "pattern-chips", ("run", "layer"))])
-    zoom = html.Div(
-        [
-            html.Button("Zoom to the pinned token", className="tool-button is-framed", type="button", **{"data-action": "near"}),
-            html.Button("Whole map", className="tool-button is-framed", type="button", **{"data-action": "whole-map"}),
-        ],
-        className="zoom-row",
-    )
+    bar = html.Div([chips, zoom_buttons("Whole map")], className="map-bar")
     return [
         html.Div(
             [
-                frame(pattern, scene, "span-8", above=[html.Div([chips, zoom], className="map-bar"), ablate.button(scene)]),
+                frame(pattern, scene, "span-8", above=[bar, ablate.button(scene)]),
                 html.Div([frame(heads, scene, ""), frame(received, scene, "")], className="column span-4"),
                 frame(row, scene, "span-12"),
                 frame(row_profile, scene, "span-6"),

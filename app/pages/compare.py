@@ -12,7 +12,7 @@ from app.figures.common import visible_text
 from app.forms import earlier_results, form_frame, register_form
 from app.frames import content_frame, explain, frame, scene_of_slice, slice_input, view_slice
 from app.measure.compare import KIND, start_comparing
-from app.page import Page, choice, head_choice, layer_choice, scale_choice
+from app.page import Page, choice, head_choice, layer_choice, scale_choice, zoom_buttons
 from app.panels import compare, shared_maps
 from app.panels.base import NothingToShow
 from app.panels.compare import stored_scores
@@ -66,12 +66,13 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
         "compare-alignment", "How the texts align", pair.alignment.in_words(),
         [html.Div(id="compare-strip"), view_slice("content", "compare-strip", ("run", "run_b", "query"))], "span-12",
     )  # fmt: skip
-    zoom = html.Div(
-        html.Button("Whole maps", className="tool-button is-framed", type="button", **{"data-action": "whole-shared"}),
-        className="zoom-row",
-    )
     left = [
-        frame(DIFFERENCE, scene, "", above=[html.Div([html.Div(), zoom], className="map-bar")]),
+        frame(
+            DIFFERENCE,
+            scene,
+            "",
+            above=[html.Div([html.Div(), zoom_buttons("Whole maps", "whole-shared", near=False)], className="map-bar")],
+        ),
         frame(SURPRISAL, scene, ""),
     ]
     right = [

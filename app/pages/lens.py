@@ -11,7 +11,7 @@ from dash.development.base_component import Component
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, text_input
 from app.frames import frame
 from app.measure.lens import KIND, PLAIN, TARGETS, TRAIN, corpora, lenses_of, start_reading
-from app.page import Page, choice
+from app.page import Page, choice, zoom_buttons
 from app.panels import overview
 from app.panels.lens import PANELS as OWN_PANELS
 from app.panels.lens import target_of
@@ -52,7 +52,9 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     else:
         left = [frame(PARTS, scene, ""), frame(HEADS, scene, ""), *stream]
         rows = [
-            frame(GRID, scene, "span-12"),
+            frame(
+                GRID, scene, "span-12", above=[html.Div([html.Div(), zoom_buttons("Whole text")], className="map-bar")]
+            ),
             html.Div(left, className="column span-7"),
             html.Div([frame(CELL, scene, ""), frame(DEPTHS, scene, ""), *side], className="column span-5"),
         ]
