@@ -53,7 +53,7 @@ def null_points(
                      annotation_font={"color": theme.accent})  # fmt: skip
     figure.update_layout(
         template=template(theme.name), meta={"panel": panel}, showlegend=False,
-        xaxis={"title": {"text": x_title}, "fixedrange": True, "showgrid": False},
+        xaxis={"title": {"text": x_title}, "fixedrange": True, "showgrid": False, "dtick": max(1, len(null) // 10), "tick0": 1},
         yaxis={"title": {"text": title}, "fixedrange": True},
     )  # fmt: skip
     return figure
@@ -63,7 +63,7 @@ def transfer_maps(
     names: Sequence[str], groups: Sequence[str], aucs: np.ndarray, theme: Theme, *, panel: str
 ) -> go.Figure:
     """AUC within groups and across: one row per method, one column per (found in, scored in); `aucs` [name, on, scored]."""
-    columns = [f"{a} → {b}" for a in groups for b in groups]
+    columns = [f"{plain_label(a)}<br>→ {plain_label(b)}" for a in groups for b in groups]
     cells = aucs.reshape(len(names), -1)
     figure = go.Figure(go.Heatmap(
         z=cells, x=list(range(len(columns))), y=list(range(len(names))), zmin=0, zmax=1, zmid=0.5,
@@ -73,7 +73,7 @@ def transfer_maps(
     ))  # fmt: skip
     figure.update_layout(
         template=template(theme.name), meta={"panel": panel},
-        xaxis={"tickvals": list(range(len(columns))), "ticktext": [plain_label(each) for each in columns], "fixedrange": True, "ticks": "",
+        xaxis={"tickvals": list(range(len(columns))), "ticktext": columns, "fixedrange": True, "ticks": "",
                "title": {"text": "found in → scored in"}},
         yaxis={"tickvals": list(range(len(names))), "ticktext": list(names), "autorange": "reversed", "fixedrange": True, "ticks": ""},
     )  # fmt: skip

@@ -9,7 +9,6 @@ import dash_ag_grid as dag
 from dash import Dash, Input, Output, State, html, no_update
 from dash.development.base_component import Component
 
-from app.figures.common import number
 from app.forms import (
     count_input,
     earlier_results,
@@ -52,10 +51,17 @@ FIELDS = (
     "draws",
     "dictionary",
 )
+MEANINGS = {
+    "effect": ("effect", "partial correlation with the labels on the discovery half: always too good"),
+    "rank_biserial": ("r", "rank-biserial correlation on the held-out half"),
+    "auc": ("AUC", "on the held-out half, adjusted for length"),
+    "p": ("p", "Mann–Whitney U on the held-out half"),
+    "q": ("q", "Benjamini–Hochberg over the candidates"),
+}
 COLUMNS = [
-    {"field": "synapse", "headerName": "synapse", "minWidth": 190, "flex": 3, "cellClass": "cell-mono cell-link"},
-    *({"field": key, "headerName": name, "minWidth": 84, "flex": 1, **RIGHT}
-      for key, name in (("effect", "effect"), ("rank_biserial", "held-out r"), ("auc", "AUC"), ("p", "p"), ("q", "q"))),
+    {"field": "synapse", "headerName": "synapse", "minWidth": 176, "flex": 3, "cellClass": "cell-mono cell-link"},
+    *({"field": key, "headerName": name, "headerTooltip": words, "minWidth": 72, "flex": 1, **RIGHT}
+      for key, (name, words) in MEANINGS.items()),
 ]  # fmt: skip
 POSITIVE = "\n".join(
     f"{frame.format(word)}"
@@ -107,8 +113,10 @@ def _form(services: Services, scene: Scene, asked: dict[str, Any]) -> Component:
                        asked.get("concept", "animal")),
                 count_input("concept-sentences", "Sentences of each set", min(400, max(8, len(asked.get("positive") or [0] * 64))), 8, 400),
             ),
-            text_area("concept-positive", "Own: positive, one a line (group | sentence)", _lines(asked, 0) if own else POSITIVE, 2),
-            text_area("concept-negative", "Own: negative", _lines(asked, 1) if own else NEGATIVE, 2),
+            html.Div([
+                text_area("concept-positive", "Own: positive, one a line (group | sentence)", _lines(asked, 0) if own else POSITIVE, 2),
+                text_area("concept-negative", "Own: negative", _lines(asked, 1) if own else NEGATIVE, 2),
+            ], id="concept-own", className="form-stack", style=shown_if(own)),
             select("concept-statistic", "Statistic of a sentence", [*STATISTICS.items()], search.get("statistic", "strength")),
             side_by_side(
                 count_input("concept-layer", "Target layer (empty: all)", layers[0][1] if layers else None, 1, 255),
@@ -122,6 +130,11 @@ def _form(services: Services, scene: Scene, asked: dict[str, Any]) -> Component:
                    asked.get("dictionary") or NO_DICTIONARY),
         ],
     )  # fmt: skip
+
+
+def shown_if(wanted: bool) -> dict[str, str]:
+    """The style of a part of a form that not every choice needs."""
+    return {} if wanted else {"display": "none"}
 
 
 def _lines(asked: dict[str, Any], which: int) -> str:
@@ -139,10 +152,14 @@ def candidate_rows(scene: Scene) -> list[dict[str, Any]]:
         {
             "id": written(address),
             "synapse": row["synapse"],
-            **{key: number(row[key]) for key in ("effect", "rank_biserial", "auc", "p", "q")},
+            **{key: _rounded(row[key], ".2g" if key in ("p", "q") else ".3f") for key in MEANINGS},
         }
         for row, address in zip(rows, addresses, strict=True)
     ]
+
+
+def _rounded(value: float | None, places: str) -> str:
+    return "–" if value is None else format(value, places)
 
 
 def _grid(scene: Scene) -> Component:
@@ -157,6 +174,12 @@ def register(app: Dash, services: Services) -> None:
         return start_finding(services, **values)
 
     register_form(app, "concept", FIELDS, start)
+
+    @app.callback(
+        Output("concept-own", "style"), Output("concept-sentences", "disabled"), Input("concept-concept", "value")
+    )
+    def meant(concept: str | None) -> tuple[dict[str, str], bool]:
+        return shown_if(concept == OWN), concept == OWN
 
     @app.callback(
         Output("go", "data", allow_duplicate=True), Input("concept-grid", "cellClicked"), State("view", "data"),
