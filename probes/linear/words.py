@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.progress import MeasurementCancelled
+from probes.word_attention import encoded_apart
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.lab.stimuli import Sentence
@@ -141,10 +142,11 @@ def _point(model: Any, site: str, pooling: str) -> HookPoint:
 
 def _token_spans(model: Any, sentence: Sentence) -> list[tuple[int, int]]:
     """First and last token (inclusive) of each word, found from how many tokens the text before each of its ends has."""
-    encode = model.tokenizer.encode
+    encode = getattr(model.tokenizer, "encode_plain", model.tokenizer.encode)
+    first = len(encoded_apart(model.tokenizer, "a")[0])  # special tokens before the text; those behind it move nothing
     spans = []
     for start, end in sentence.spans:
-        before, upto = len(encode(sentence.text[:start])), len(encode(sentence.text[:end]))
+        before, upto = first + len(encode(sentence.text[:start])), first + len(encode(sentence.text[:end]))
         spans.append((min(before, upto - 1), upto - 1))
     return spans
 

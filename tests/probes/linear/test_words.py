@@ -49,6 +49,27 @@ def test_words_are_the_models_own_activations(name: str) -> None:
     assert row == len(words) == 7 and words.facts("upos")[:3] == ["X", "DET", "NOUN"] and words.types[0] == "tést"
 
 
+class Marked:
+    """One token per character, with special tokens 1 before and 2 after every text."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def encode(self, text: str) -> list[int]:
+        return [1, *self.encode_plain(text), 2]
+
+
+def test_special_tokens_around_a_text_move_no_word() -> None:
+    """An encoder whose tokenizer adds tokens before and after: words are read at their own tokens."""
+    model = models.build("bert", seed=1)
+    model.tokenizer = Marked()
+    each = sentence(0, ["ab", "c", "def"], ["X", "X", "X"])
+    for pooling, place in (("first", 0), ("last", 1)):
+        found = word_activations(model, [each], ["hook_embed"], pooling=pooling)["hook_embed"]
+        letters = [ord(each.text[span[place] - place]) for span in each.spans]
+        assert np.abs(found - model.embed.W_E[letters].detach().numpy()).max() < 1e-6  # type: ignore[union-attr, index]
+
+
 @pytest.mark.parametrize("name", ["retnet", "mamba2", "bdh"])
 def test_states_after_words(name: str) -> None:
     model = models.build(name).double()
