@@ -86,12 +86,13 @@ def patching_map(
         colorscale=colour_scale(theme.table_name(True)), xgap=1, ygap=1,
         text=[[plain_label(f"layer {row}, {column}") for column in columns] for row in rows],
         hovertemplate="%{text}<br>%{z:.4f}<extra></extra>",
-        colorbar={"thickness": 10, "outlinewidth": 0, "x": 1.02, "xpad": 8, "title": {"text": "restored", "side": "right"}},
+        colorbar={"thickness": 10, "outlinewidth": 0, "x": 1, "xanchor": "left", "xpad": 14,
+                  "title": {"text": "restored", "side": "right"}},
     ))  # fmt: skip
     step = max(1, -(-len(columns) // MOST_LABELS))
     shown = list(range(0, len(columns), step))
     figure.update_layout(
-        template=template(theme.name), meta={"panel": panel, **meta},
+        template=template(theme.name), meta={"panel": panel, **meta}, margin={"l": 52, "r": 92, "t": 12, "b": 46, "autoexpand": False},
         xaxis={"tickvals": shown, "ticktext": [plain_label(marks[i]) for i in shown], "title": {"text": x_title}, "fixedrange": True,
                "ticks": "", "showgrid": False, "tickangle": 0, "tickfont": {"family": MONO, "size": 10},
                "range": [-0.5, len(columns) - 0.5]},
