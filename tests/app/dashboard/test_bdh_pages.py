@@ -88,10 +88,11 @@ def test_graph(stage: Stage, desk: playwright.BrowserContext, browser: playwrigh
     window.open("/graph")
     playwright.expect(page.locator("#panel-graph-edges")).to_contain_text("Nothing measured yet")
     page.get_by_label("Draws per baseline").fill("2")
+    playwright.expect(page.get_by_label("Noise quantile")).to_be_disabled()
     page.get_by_label("Edges", exact=True).fill("200")
     page.click("#graph-start")
     result = wait_for_result(window)
-    assert stage.services.open_run(result).manifest["settings"]["edges"] == 200
+    assert stage.services.open_run(result).manifest["settings"]["threshold"] == {"edges": 200}
     playwright.expect(page.locator("#graph-drawing canvas").first).to_be_attached()
     playwright.expect(page.locator("#panel-graph-modularity")).to_contain_text("random: Q")
     assert without_wheel(window.complaints) == []
@@ -100,10 +101,26 @@ def test_graph(stage: Stage, desk: playwright.BrowserContext, browser: playwrigh
     on_a_phone(stage, browser, address, "graph-hubs")
 
 
+def test_sparsity(stage: Stage, desk: playwright.BrowserContext, browser: playwright.Browser) -> None:  # noqa: F811
+    window = Window(desk, stage.address)
+    page = window.page
+    window.open("/sparsity")
+    playwright.expect(page.locator("#panel-sparsity-tokens")).to_contain_text("Nothing measured yet")
+    page.click("#sparsity-start")
+    wait_for_result(window)
+    playwright.expect(page.locator("#panel-sparsity-surprise")).to_contain_text("layers beyond chance")
+    playwright.expect(page.locator("#panel-sparsity-octiles .scatterlayer path").first).to_be_attached()
+    assert window.complaints == []
+    address = page.url.removeprefix(stage.address)
+    page.close()
+    on_a_phone(stage, browser, address, "sparsity-layers")
+
+
 def test_concepts(stage: Stage, desk: playwright.BrowserContext, browser: playwright.Browser) -> None:  # noqa: F811
     window = Window(desk, stage.address)
     page = window.page
     window.open("/concepts")
+    playwright.expect(page.locator("#concept-own")).to_be_hidden()  # of labelled concepts the sentences are drawn
     for label, value in (("Sentences of each set", "12"), ("Target layer (empty: all)", "1"), ("Target head (empty: all)", "0"),
                          ("Shuffles", "1"), ("Causal check: matched draws", "0")):  # fmt: skip
         page.get_by_label(label).fill(value)
