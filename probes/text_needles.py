@@ -4,7 +4,8 @@
     retrieval_scores(model, runs)
 
 The prompt is haystack, needle and question, cut so that it has exactly the wanted number of tokens. The needle goes between two sentences.
-Greedy continuations are as long as the needle, where the published code allows 50 tokens. The needles below are our own.
+Greedy continuations are as long as the needle, where the published code allows 50 tokens. The needles below are our own. Success is counted
+in tokens, as for random needles; for a model that reads bytes any sentence repeats most of a needle's, so it says nothing there.
 """
 
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ from probes.retrieval import THRESHOLD, masking_curve, retrieval_scores
 from probes.text_needles import text_needle_grid
 from workbench.lab.corpora import load_corpus
 
+BYTES = 256
 NAMES = ("checkpoint_share", "checkpoint_stability", "checkpoint_masking")
 
 
@@ -23,6 +24,11 @@ def checkpoint(context: Context) -> dict[str, Any]:
         reason = "needs a checkpoint: workbench case retrieval_heads --full --model FOLDER"
         return dict.fromkeys(NAMES, NotRun(reason))
     model = models.load(settings["model"])
+    if model.vocab_size <= BYTES:
+        reason = (
+            f"{model.name} reads bytes; any English repeats most letters of a needle, so that success cannot be told"
+        )
+        return dict.fromkeys(NAMES, NotRun(reason))
     haystack = load_corpus(settings["haystack"], "all").text
     runs = text_needle_grid(model, haystack, settings["lengths"], settings["depths"])
     context.progress(0.1, f"{len(runs)} needles")

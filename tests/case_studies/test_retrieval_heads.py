@@ -143,14 +143,11 @@ def test_the_study_runs(tmp_path: Path) -> None:
     assert run.array("scores").shape == (1, trained.LAYERS, trained.HEADS)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_is_measured(tmp_path: Path) -> None:
-    """The full tier's stage on a shipped model of bytes, which repeats no needle and is told so."""
-    small = {"lengths": [300], "depths": [0.5], "controls": 1, "steps": 2, "batch": 4, "repeats": 1, "further_steps": 1}
-    changes = {**small, "demand_success": False, "model": "gpt-english"}
-    result = run_study("retrieval_heads", "full", 1, store=RunStore(tmp_path), changes=changes)
-    reasons = {claim.id: claim.reason for claim in result.claims}
-    assert "nothing is retrieved" in reasons["checkpoint-sparse"]
+def test_a_model_of_bytes_is_refused() -> None:
+    """Most letters of any sentence are in any other, so that nearly every answer would count as found."""
+    settings = {"model": "induction-circuit"}
+    found = checkpoint.checkpoint(SimpleNamespace(settings=settings))  # type: ignore[arg-type]
+    assert all("reads bytes" in value.reason for value in found.values())
 
 
 def test_samples_are_over_models() -> None:
