@@ -18,6 +18,7 @@ For states, steps over shared depth, layers without attention, stop_at_layer and
 modules instead: `models.load(folder)` (docs/pretrained.md).
 """
 
+import copy
 import inspect
 import re
 import threading
@@ -47,8 +48,9 @@ def hooked(model: Any, tokenizer: Any = None) -> "TransformersSubject":
     """Wrap a transformers model. It is put into evaluation mode, and its attention implementation becomes `"workbench"`.
 
     Args:
-        model: a `PreTrainedModel` on any device, or anything that carries one as `original_model` (TransformerLens's bridge; what the
-            bridge itself hooks is not seen). tokenizer: a fast tokenizer of transformers, for texts.
+        model: a `PreTrainedModel` on any device, or TransformerLens's `TransformerBridge` of one: its parameters in the modules that it
+            was made of, since a bridge computes attention itself; the bridge goes on as it is. tokenizer: a fast tokenizer of
+            transformers, for texts.
 
     Raises:
         NotASubject: no transformers model; an encoder-decoder; layers that never ask the attention interface, ask it more than once,
@@ -455,10 +457,28 @@ def _numbers(output: Any) -> Tensor:
     return output.last_hidden_state if logits is None else logits  # type: ignore[no-any-return]
 
 
+def _unbridged(theirs: nn.Module) -> nn.Module:
+    """The same parameters in the modules that a bridge put its own in place of (they attend themselves). The bridge is left alone."""
+    shared = {id(tensor): tensor for tensor in (*theirs.parameters(), *theirs.buffers())}
+    made: nn.Module = copy.deepcopy(theirs, shared)  # type: ignore[arg-type]
+    pending = [made]
+    while pending:
+        module = pending.pop()
+        for name, part in list(module._modules.items()):
+            while part is not None and getattr(part, "original_component", None) is not None:
+                part = part.original_component  # type: ignore[assignment]
+            module._modules[name] = part
+            if part is not None:
+                pending.append(part)
+    return made
+
+
 def _checked(model: Any) -> Any:
     from transformers import PreTrainedModel
 
     theirs = model if isinstance(model, PreTrainedModel) else getattr(model, "original_model", model)
+    if theirs is not model:
+        theirs = _unbridged(theirs)
     if not isinstance(theirs, PreTrainedModel):
         raise NotASubject(
             f"{type(model).__name__} is no transformers model. Expected a PreTrainedModel, or a bridge with an original_model."

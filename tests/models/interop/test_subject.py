@@ -234,3 +234,25 @@ def test_a_layer_that_stops_asking_is_an_error(
     monkeypatch.setattr(attention, "forward", lambda hidden_states, *given, **named: (hidden_states, None))
     with pytest.raises(NotASubject, match=r"Layer 1 .*asked the attention interface 0 times"):
         subject(torch.arange(5)[None])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_bridge_of_transformer_lens_is_a_subject(name: str, tmp_path: Path) -> None:
+    """The same logits and patterns as the bridge gives, by the same parameters; the bridge itself is left alone."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    theirs = write(CASES[name], tmp_path)
+    bridge = build_bridge_from_module(theirs, type(theirs).__name__, hf_config=theirs.config, dtype=torch.float64)
+    tokens, _, _ = batch(None)
+    with torch.no_grad():
+        logits, cache = bridge.run_with_cache(tokens)
+        subject = hooked(bridge)
+        assert largest(subject(tokens) - logits) < UPCAST
+        for layer, pattern in subject.patterns(tokens).items():
+            assert largest(pattern.values - cache[f"blocks.{layer}.attn.hook_pattern"]) < UPCAST
+        again = bridge(tokens)
+        assert largest(again - logits) == 0
+        head = subject.run_with_hooks(tokens, hooks=[Ablate("blocks.1.attn.hook_z", heads=[2])])
+        assert largest(head - logits) > 1e-3
+        subject.W_E[5] += 1
+        assert largest(bridge(tokens % 6) - subject(tokens % 6)) < UPCAST, "one set of parameters"
