@@ -40,7 +40,7 @@ class FakeModels:
         raise ValueError(f"{name!r} is not a real model")
 
     def look_up(self, name: str, dtype: str = "float32") -> dict[str, Any]:
-        raise ValueError(f"{name!r} is no hub id.")
+        raise ValueError(f"there is no model {name!r}, here or on the hub.")
 
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         self.describe(name)

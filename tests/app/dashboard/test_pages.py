@@ -196,8 +196,9 @@ def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(own: Ser
     assert [block["label"] for block in blocks_of(own.scene(ViewState(run=run_id)))] == [
         "Embedding", "Softmax attention", "Softmax attention", "Unembedding",
     ]  # fmt: skip
-    for n_layers, provenance, expected in ((2, "trained", "MLP"), (3, "trained", "Unembedding"), (2, "random", "Unembedding")):
-        listed = [{"name": "Synthetic attention", "provenance": provenance}]
+    # only models with a card are described without being opened
+    for n_layers, card, expected in ((2, "its card", "MLP"), (3, "its card", "Unembedding"), (2, None, "Unembedding")):
+        listed = [{"name": "Synthetic attention", "card": card}]
         monkeypatch.setattr(own.models, "list_models", lambda listed=listed: listed)
         blocks = [{"kind": "mlp", "label": "MLP", "detail": "64", "layer": layer} for layer in range(n_layers)]
         monkeypatch.setattr(own.models, "describe", lambda name, blocks=blocks: {"blocks": blocks, "hook_points": []})
