@@ -123,11 +123,12 @@ def run_probes(
     progress: Progress | None = None,
     cancel: Event | None = None,
 ) -> dict[str, Any]:
-    """Results by probe: `HeadScores`, `Census`, `SinkReport`, `RetrievalScores` or `NoAnswer`, each with `to_json`.
+    """Results by probe: what each probe's function returns, or `NoAnswer`; each has `to_json`.
 
     Args:
-        probes: names from `PROBES`. text, corpus: what `census` and `sinks` read (at most one; None: sequences of the induction task;
-            a corpus gives `sequences` pieces of `length` tokens of its validation text). `induction` and `retrieval` make their own.
+        probes: names from `PROBES`. text, corpus: what `census`, `sinks`, `local` and `basin` read (at most one; None: sequences of the
+            induction task; a corpus gives `sequences` pieces of `length` tokens of its validation text). `induction` and `retrieval` make
+            their own.
         vocab: tokens that made-up sequences use (None: at most 128). length: their length. whole_patterns: as for `attention_statistics`.
         compare: whether the census is compared with a random twin. progress, cancel: as everywhere.
 

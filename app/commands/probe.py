@@ -11,7 +11,7 @@ from app.commands._console import Failure, add_row, new_table, note, print_json,
 from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_corpora, complete_models, open_model, open_store
 
 PANEL = "Look inside"
-ALL = "induction,census,sinks,retrieval"
+ALL = "induction,census,sinks,retrieval,local,basin"
 
 
 def command(

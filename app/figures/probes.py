@@ -162,6 +162,25 @@ def dose_curves(
     return figure
 
 
+def segment_profile(
+    values: np.ndarray, mean: np.ndarray, names: Sequence[str], theme: Theme, *, panel: str
+) -> go.Figure:
+    """Weight per token of a head on each segment, [segment], as bars; the mean of all heads as a line. `names`: tokens of each."""
+    hover = "tokens %{customdata}<br>%{y:.5g}<extra>%{fullData.name}</extra>"
+    places, about = np.arange(1, len(values) + 1), {"customdata": list(names), "hovertemplate": hover}
+    figure = go.Figure(
+        go.Bar(x=places, y=values, marker={"color": theme.accent, "line": {"width": 0}}, name="this head", **about)
+    )
+    figure.add_scatter(x=places, y=mean, mode="lines+markers", name="mean of all heads",
+                       line={"color": theme.categorical[1], "width": 1.6}, marker={"size": 6}, **about)  # fmt: skip
+    figure.update_layout(
+        template=template(theme.name), meta={"panel": panel}, showlegend=True, bargap=0.15,
+        xaxis={"title": {"text": "segment of the prompt"}, "tickvals": places.tolist(), "fixedrange": True, "showgrid": False},
+        yaxis={"title": {"text": "mean weight per token"}, "fixedrange": True, "rangemode": "tozero"},
+    )  # fmt: skip
+    return figure
+
+
 def distance_profile(values: np.ndarray, twin: np.ndarray | None, theme: Theme, *, panel: str) -> go.Figure:
     """Mean weight of a head at each distance, [distance], as bars; its random twin's as a line."""
     places = np.arange(len(values))

@@ -18,6 +18,8 @@ PROBES = {
     "census": "census of habits",
     "sinks": "attention sinks",
     "retrieval": "retrieval heads",
+    "local": "queries that near keys answer",
+    "basin": "attention basin",
 }
 MADE_UP, OWN = "made-up", "text"
 SHORTEST, LONGEST = 24, 512

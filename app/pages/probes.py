@@ -18,6 +18,7 @@ from app.measure.probes import LONGEST as LONGEST_LENGTH
 from app.page import Page
 from app.pages.synapses import GRID, RIGHT
 from app.panels.base import NothingToShow
+from app.panels.probe_basin import BASIN
 from app.panels.probe_scores import chosen_head, chosen_score, other_score, row_names, score_words, scores_of
 from app.panels.probes import DOSE, LIST, MAPS, PANELS, PROFILE, SCATTER, TWIN
 from app.panels.results import measured
@@ -59,7 +60,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     left = [frame(panel, scene, "") for panel in asked]
     right = [
         _head_frame(), frame(LIST, scene, "", above=[_score_choice(scene, found), _grid(scene)]), frame(TWIN, scene, ""),
-        frame(PROFILE, scene, ""),
+        frame(PROFILE, scene, ""), *([frame(BASIN, scene, "")] if BASIN.probe in (found.manifest.get("results") or {}) else []),
     ]  # fmt: skip
     left += [frame(SCATTER, scene, "", above=[_against_choice(scene, found)]), frame(DOSE, scene, "")]
     return [
@@ -79,7 +80,7 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
     ]
     return form_frame(
         "probe", "Probe the heads of a model",
-        "The same as “workbench probe”. Census and sinks read what is chosen here; induction and retrieval make their own sequences.",
+        "The same as “workbench probe”. Induction and retrieval make their own sequences; the others read what is chosen here.",
         [
             _model_select(services, scene, found),
             dmc.CheckboxGroup(
@@ -276,7 +277,7 @@ PAGE = Page(
     order=6,
     words="What the heads of a model read, at any length: every score beside chance and beside the same architecture at random weights.",
     layout=layout,
-    panels=PANELS,
+    panels=(*PANELS, BASIN),
     structure=structure,
     register=register,
     needs_run=False,

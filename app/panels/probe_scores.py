@@ -14,15 +14,21 @@ from workbench.lab.runs import Run
 SCORE_WORDS = {
     "previous_token": "previous token", "duplicate_token": "equal token", "induction": "after an equal token",
     "first_token": "first token", "current_token": "own token", "broad": "reads evenly", "offset": "one fixed distance",
-    "first_mass": "first token", "sink_rate": "texts with this sink", "sink_mass": "all sinks", "score": "copy–paste score",
+    "first_mass": "first token", "sink_rate": "texts with this sink", "sink_mass": "all sinks", "retrieval.score": "copy–paste score",
+    "local.score": "share of local queries", "basin.score": "depth of the basin",
 }  # fmt: skip
 FIRST_SHOWN = ("induction.induction", "census.induction", "retrieval.score", "sinks.first_mass")
 
 
 def score_words(name: str) -> str:
     """`census: previous token` for "census.previous_token"."""
-    probe, _, score = name.partition(".")
-    return f"{probe}: {SCORE_WORDS.get(score, score.replace('_', ' '))}"
+    return f"{name.partition('.')[0]}: {score_title(name)}"
+
+
+def score_title(name: str) -> str:
+    """`previous token` for "census.previous_token"."""
+    score = name.partition(".")[2]
+    return SCORE_WORDS.get(name) or SCORE_WORDS.get(score) or score.replace("_", " ")
 
 
 def scores_of(found: Run) -> list[str]:

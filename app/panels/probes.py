@@ -11,7 +11,7 @@ from app.figures.common import number
 from app.figures.concepts import intervals
 from app.figures.probes import HeadCurve, HeadMap, distance_profile, dose_curves, head_maps, two_scores
 from app.panels.base import NothingToShow, Table
-from app.panels.probe_scores import SCORE_WORDS, ProbePanel, chosen_head, other_score, row_names, score_words, scores_of
+from app.panels.probe_scores import ProbePanel, chosen_head, other_score, row_names, score_title, score_words, scores_of
 from app.services import Scene
 from app.theme import Theme
 
@@ -45,8 +45,7 @@ class ProbeMap(ProbePanel):
         scores = self.scores(scene)
         maps = [
             HeadMap(
-                SCORE_WORDS.get(name.partition(".")[2], name), self.array(scene, name), self.array(scene, f"{name}.stands_out"),
-                self.reference(scene, name),
+                score_title(name), self.array(scene, name), self.array(scene, f"{name}.stands_out"), self.reference(scene, name),
             )
             for name in scores
         ]  # fmt: skip
@@ -80,9 +79,7 @@ class ProbeMap(ProbePanel):
         for name in scores:
             count = int(self.array(scene, f"{name}.stands_out").sum())
             if count:
-                facts.append(
-                    f"{SCORE_WORDS.get(name.partition('.')[2], name)}: {count} {'head stands' if count == 1 else 'heads stand'} out"
-                )
+                facts.append(f"{score_title(name)}: {count} {'head stands' if count == 1 else 'heads stand'} out")
         facts = facts or ["no head stands out"]
         if scores and np.isnan(self.part(scene, f"{scores[0]}.low")).all():  # type: ignore[arg-type]
             facts = ["one text has no interval, so no head is marked: give several sequences"]
@@ -411,6 +408,12 @@ MAPS = (
     ProbeMap("sinks", "Attention sinks", f"Tokens that take weight whatever they say: the first one, and anywhere. {DOT}", 250, 3),
     ProbeMap("retrieval", "Retrieval heads",
              f"How often the token that a head reads most is the one that the model copies from the needle. {DOT}", 260, 3),
+    ProbeMap("local", "Local queries",
+             "Share of queries with 90 % of their weight on the first 4 and the last 16 tokens: a head near 1 hardly needs those between. "
+             f"{DOT}", 260, 3),
+    ProbeMap("basin", "Attention basin",
+             "The last 8 tokens read 8 equal segments: the smaller end less the mean between, over the mean of all. Above 0 both "
+             f"ends get more than the middle. {DOT}", 260, 3),
 )  # fmt: skip
 TWIN, LIST, SCATTER, DOSE, PROFILE = ProbeTwin(), ProbeList(), ProbeScatter(), ProbeDose(), ProbeProfile()
 PANELS = (*MAPS, TWIN, LIST, SCATTER, DOSE, PROFILE)

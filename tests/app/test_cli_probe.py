@@ -19,6 +19,8 @@ def test_every_probe_as_json_and_as_a_run(workbench: Callable, tmp_path: Path) -
         "census": "Census",
         "sinks": "SinkReport",
         "retrieval": "RetrievalScores",
+        "local": "AdaptiveHeads",
+        "basin": "SegmentAttention",
     }
     assert done.json["results"]["retrieval"]["best"][0][0] == 1  # layer 1 retrieves
     assert "induction" in done.json["results"]["census"]["labels"]

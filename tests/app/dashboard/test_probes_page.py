@@ -12,15 +12,16 @@ import models
 from app.dashboard import build_app, job_line
 from app.destinations import Destination
 from app.measure.common import FormError
-from app.measure.probes import MADE_UP, OWN, look_at, sources, start_probing
+from app.measure.probes import MADE_UP, OWN, PROBES, look_at, sources, start_probing
 from app.model_service import WorkbenchModels
 from app.pages import find_pages
 from app.pages.probes import brushed_places, grid_rows, head_words, looked
 from app.panels.base import NothingToShow
-from app.panels.probe_scores import chosen_head, chosen_score, other_score
+from app.panels.probe_scores import chosen_head, chosen_score, other_score, score_words
 from app.services import Services
 from app.theme import DARK, LIGHT
 from app.view_state import ViewState
+from probes import battery
 from probes.battery import store_probes, survey
 from tests.app.dashboard.bdh_runs import finished
 from tests.app.dashboard.test_bdh_measurements import check_panels
@@ -30,7 +31,7 @@ from workbench.lab.runs import RunStore
 
 PAGE = next(page for page in find_pages() if page.name == "probes")
 PANELS = {panel.id: panel for panel in PAGE.panels}
-FORM = {"name": "induction-circuit", "probes": ["induction", "census", "sinks", "retrieval"], "source": MADE_UP, "text": "", "length": 40,
+FORM = {"name": "induction-circuit", "probes": list(PROBES), "source": MADE_UP, "text": "", "length": 40,
         "lengths": "28", "sequences": 4, "seed": 0, "twin": True, "whole": False}  # fmt: skip
 
 
@@ -61,6 +62,24 @@ def test_the_page_stores_what_the_survey_finds(services: Services, result: str) 
     for name in run.arrays():
         np.testing.assert_array_equal(run.array(name), twice.array(name), err_msg=name)
     services.store.delete(twice.id)
+
+
+def test_local_queries_and_basins_have_maps_words_and_a_profile(services: Services, result: str) -> None:
+    """The form offers every probe of the battery; the profile over segments is the battery's own, and its depth the stored score."""
+    assert set(PROBES) == set(battery.PROBES)
+    scene = services.scene(view(result, score="basin.score", measured_head="1.2"))
+    run, segments = services.open_run(result), PANELS["probe-segments"]
+    found = battery.run_probes(models.load("induction-circuit"), ["basin"], length=40, sequences=4)["basin"]
+    np.testing.assert_allclose(segments.values(scene), found.density[1, 2], atol=1e-12)
+    tokens = [f"{at}–{at + 3}" for at in range(0, 32, 4)]
+    assert list(segments.figure(scene, LIGHT).data[0].customdata) == tokens
+    density = segments.values(scene)
+    depth = (min(density[0], density[-1]) - density[1:-1].mean()) / density.mean()
+    assert run.array("basin.score")[1, 2] == pytest.approx(depth, abs=1e-6)
+    assert score_words("local.score") == "local: share of local queries"
+    assert score_words("retrieval.score") == "retrieval: copy–paste score"
+    page = text_of(PAGE.build(services, scene))
+    assert "Local queries" in page and "Attention basin" in page and "Where in the prompt it reads" in page
 
 
 @pytest.mark.parametrize("score", ["induction.previous_token", "sinks.first_mass"])
@@ -94,9 +113,25 @@ def test_what_is_chosen_follows_the_address(services: Services, result: str) -> 
 
 
 def test_the_address_names_scores_heads_and_features() -> None:
-    chosen = ViewState(page="probes", result="a-1", score="census.induction", against="sinks.first_mass", measured_head="1.2", feature=17)
+    chosen = ViewState(
+        page="probes",
+        result="a-1",
+        score="census.induction",
+        against="sinks.first_mass",
+        measured_head="1.2",
+        feature=17,
+    )
     assert ViewState.from_url("/probes", chosen.to_query()) == chosen == ViewState.from_dict(chosen.as_dict())
-    for query in ("score=census", "score=<b>.x", "vs=a.b.c", "mh=1", "mh=1.x", "mh=99999.0", "feature=-1", "feature=1.5"):
+    for query in (
+        "score=census",
+        "score=<b>.x",
+        "vs=a.b.c",
+        "mh=1",
+        "mh=1.x",
+        "mh=99999.0",
+        "feature=-1",
+        "feature=1.5",
+    ):
         assert ViewState.from_url("/probes", query) == ViewState(page="probes"), query
 
 
@@ -108,6 +143,8 @@ def test_a_probe_that_refuses_says_so_in_its_own_words(services: Services) -> No
         PANELS["probe-retrieval"].figure(scene, LIGHT)
     with pytest.raises(NothingToShow, match="not among those"):
         PANELS["probe-census"].figure(scene, LIGHT)
+    with pytest.raises(NothingToShow, match="basin was not among"):
+        PANELS["probe-segments"].figure(scene, LIGHT)
     with pytest.raises(NothingToShow, match="tick the random twin"):
         PANELS["probe-twin"].figure(scene, LIGHT)
     with pytest.raises(NothingToShow, match="further lengths"):
