@@ -1,0 +1,47 @@
+"""The new-run form in a real browser: a hub id that cannot be had, a folder of a type that we lack, and a checkpoint that opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.model_service import WorkbenchModels
+from app.services import Services
+from tests.app.dashboard.bdh_runs import served
+from tests.app.dashboard.test_browser import Window, browser, desk, playwright, pytestmark  # noqa: F401
+from tests.models.pretrained.reference import CASES, Case, write
+from workbench.lab.jobs import JobQueue
+from workbench.lab.runs import RunStore
+
+
+def test_a_checkpoint_is_looked_up_and_read(desk: playwright.BrowserContext, tmp_path: Path) -> None:  # noqa: F811
+    known = CASES["mamba2"]
+    write(Case(known.model, {**known.settings, "vocab_size": 256}), tmp_path / "root" / "someone" / "small")
+    (tmp_path / "root" / "odd").mkdir()
+    (tmp_path / "root" / "odd" / "config.json").write_text('{"model_type": "lama"}')
+    store, jobs = RunStore(tmp_path / "runs"), JobQueue()
+    with served(Services(store, jobs, WorkbenchModels(store, jobs, tmp_path / "root"))) as address:
+        window = Window(desk, address)
+        page, expect = window.page, playwright.expect
+        window.open("/")
+
+        def choose(words: str) -> None:
+            page.click("#form-model")
+            page.get_by_role("option", name=words).first.click()
+
+        choose("Another one")
+        page.fill("#form-hub", "someone/elsewhere")
+        page.click("#form-look")
+        expect(page.locator("#form-about")).to_contain_text("hf download someone/elsewhere")
+        choose("odd (folder)")
+        expect(page.locator("#form-about")).to_contain_text("Did you mean 'llama'")
+        expect(page.locator("#form-other")).to_be_hidden()
+        choose("someone/small (folder)")
+        expect(page.locator("#form-about")).to_contain_text("mamba2, opens as mamba2")
+        page.fill("#form-text", "a cat")
+        page.click("#form-start")
+        expect(page.locator("#panel-card")).to_contain_text("pretrained weights")
+        expect(page.locator("#form-model")).to_have_value("someone/small (folder)")
+        assert window.complaints == []
+        page.close()
+    (entry,) = store.list()
+    assert entry.model == "someone/small"
