@@ -3,6 +3,7 @@
     eraser = fit_eraser(activations, labels)
     eraser(activations)                          the same rows without the concept
     model.hooks([eraser.at("blocks.2.hook_resid_post")])
+    eraser.save("vowels.safetensors")            and Eraser.load("vowels.safetensors")
 
     r(x) = x − W⁺ P W (x − μ)        W = Σ_xx^{-1/2} whitens, P projects on the columns of W Σ_xz, z the (one-hot) concept, μ the mean
 
@@ -16,6 +17,7 @@ and other rows have other covariances: fit on many more rows than the activation
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError
+from workbench.lab.checkpoints import CheckpointError, read_tensors, write_tensors
 
+KIND, PARTS = "LEACE eraser", ("read", "write", "mean")
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 
 
@@ -79,6 +83,40 @@ class Eraser:
             return out
 
         return point, erase
+
+    def save(self, path: str | Path) -> Path:
+        """Write as one safetensors file with a JSON record, under a temporary name first; folders are made. Returns the path.
+
+        Raises:
+            ValueError: a name that does not end in .safetensors.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"An eraser is stored as a safetensors file; expected a name such as {path.stem}.safetensors, got {path.name!r}."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {name: getattr(self, name) for name in PARTS}, {"kind": KIND, "n_rows": self.n_rows})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Eraser":
+        """The eraser that `save` wrote, bit for bit, on the CPU.
+
+        Raises:
+            CheckpointError: no such file, one that is damaged or pickled, or one that holds something else.
+        """
+        tensors, record = read_tensors(path)
+        if record.get("kind") != KIND or set(tensors) != set(PARTS):
+            holds = ", ".join(sorted(tensors)) or "nothing"
+            raise CheckpointError(f"{path} holds {holds}, and no eraser. Expected a file that Eraser.save wrote.")
+        read, write, mean = (tensors[name] for name in PARTS)
+        if read.shape != write.shape or read.shape[1:] != mean.shape:
+            raise CheckpointError(
+                f"{path}: read {list(read.shape)}, write {list(write.shape)} and mean {list(mean.shape)}, which do not fit. "
+                "Expected [n, width], the same, and [width]."
+            )
+        return cls(read, write, mean, int(record["n_rows"]))
 
     def __repr__(self) -> str:
         return f"Eraser({self.rank} of {self.read.shape[1]} dimensions, fitted on {self.n_rows} rows)"

@@ -1,5 +1,7 @@
 """LEACE against its definition, against the closed form for invertible covariances, and in a model; steering with its random control."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import models
-from probes.erasure import fit_eraser
+from probes.erasure import Eraser, fit_eraser
 from probes.steering import mean_difference, steering_curve
 from workbench.instrument.errors import HookError
+from workbench.lab import checkpoints
+from workbench.lab.checkpoints import CheckpointError, write_tensors
 
 
 def data(n: int = 500, width: int = 9, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +117,63 @@ def test_one_head_is_erased() -> None:
         "blocks.1.hook_a"
     ]
     assert torch.equal(after[:, 0], x[:, 0]) and torch.allclose(after[0, 1].double(), eraser(x[0, 1]), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ storing
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_stored_eraser_is_the_same_to_the_bit(classes: int, tmp_path: Path) -> None:
+    x, labels = data(classes=classes)
+    eraser = fit_eraser(x, labels)
+    path = eraser.save(tmp_path / "new" / "classes.safetensors")
+    again = Eraser.load(path)
+    assert (again.rank, again.n_rows, repr(again)) == (classes - 1, 500, repr(eraser))
+    assert torch.equal(again(x), eraser(x)) and again.mean.dtype == torch.float64
+    once = path.read_bytes()
+    assert again.save(path).read_bytes() == once, "equal erasers are equal files"
+    assert [each.name for each in path.parent.iterdir()] == ["classes.safetensors"], "no temporary file is left"
+
+
+def test_an_eraser_without_dimensions_is_stored_too(tmp_path: Path) -> None:
+    x, _ = data(400)
+    nothing = fit_eraser(np.concatenate([x, x]), np.repeat([0, 1], 400))
+    again = Eraser.load(nothing.save(tmp_path / "nothing.safetensors"))
+    assert again.rank == 0 and torch.equal(again(x), torch.from_numpy(x))
+
+
+def test_a_stopped_save_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = data()
+    path = fit_eraser(x, labels).save(tmp_path / "eraser.safetensors")
+    before = path.read_bytes()
+
+    def stopped(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints.os, "replace", stopped)
+    with pytest.raises(OSError, match="no space"):
+        fit_eraser(2 * x, labels).save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_of_anything_else_are_refused_by_name(tmp_path: Path) -> None:
+    x, labels = data()
+    eraser = fit_eraser(x, labels)
+    with pytest.raises(ValueError, match=r"such as eraser\.safetensors, got 'eraser\.pt'"):
+        eraser.save(tmp_path / "eraser.pt")
+    with pytest.raises(CheckpointError, match="no file"):
+        Eraser.load(tmp_path / "none.safetensors")
+    path = tmp_path / "other.safetensors"
+    write_tensors(path, {"weight": eraser.read})
+    with pytest.raises(CheckpointError, match="holds weight, and no eraser"):
+        Eraser.load(path)
+    whole = eraser.save(tmp_path / "whole.safetensors").read_bytes()
+    path.write_bytes(whole[:-40])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        Eraser.load(path)
+    Eraser(eraser.read, eraser.write[:, 1:], eraser.mean, 3).save(path)
+    with pytest.raises(CheckpointError, match=r"write \[2, 8\]"):
+        Eraser.load(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- steering
