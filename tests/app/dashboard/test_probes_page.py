@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from app.theme import DARK, LIGHT
 from app.view_state import ViewState
 from probes import battery
 from probes.battery import store_probes, survey
+from tests.app.conftest import Outcome
 from tests.app.dashboard.bdh_runs import finished
 from tests.app.dashboard.test_bdh_measurements import check_panels
 from tests.app.dashboard.test_pages import text_of
@@ -80,6 +82,34 @@ def test_local_queries_and_basins_have_maps_words_and_a_profile(services: Servic
     assert score_words("retrieval.score") == "retrieval: copy–paste score"
     page = text_of(PAGE.build(services, scene))
     assert "Local queries" in page and "Attention basin" in page and "Where in the prompt it reads" in page
+
+
+def test_command_python_and_page_agree_number_by_number(
+    services: Services, workbench: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """`workbench probe --json`, three lines of Python and the form: the same results and the same stored arrays."""
+    names = ["retrieval", "sinks", "induction"]
+    done = workbench("probe", "induction-circuit", "--probe", ",".join(names), "--length", 40, "--lengths", "28", "--sequences", 4,
+                     "--json", "--out", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    model = models.load("induction-circuit")
+    found = battery.survey(model, names, length=40, lengths=(28,), sequences=4)
+    python = store_probes(RunStore(tmp_path), model, found)
+    page = services.open_run(finished(services, start_probing(services, **{**FORM, "probes": names})))
+    command = RunStore(tmp_path).open(done.json["id"])
+    for run in (command, page):
+        assert set(run.arrays()) == set(python.arrays())
+        for name in python.arrays():
+            np.testing.assert_array_equal(run.array(name), python.array(name), err_msg=name)
+    printed = done.json["results"]
+    assert set(printed) == set(names) and printed == python.manifest["results"] == page.manifest["results"]
+    alone = battery.run_probes(model, names, length=40, sequences=4)
+    assert (
+        printed["retrieval"]["scores"] == alone["retrieval"].to_json()["scores"]
+        and max(map(max, printed["retrieval"]["scores"])) > 0.5
+    )
+    assert printed["sinks"]["first_mass"] == alone["sinks"].to_json()["first_mass"]
+    assert all(printed["induction"][key] == value for key, value in alone["induction"].to_json().items())
 
 
 @pytest.mark.parametrize("score", ["induction.previous_token", "sinks.first_mass"])
