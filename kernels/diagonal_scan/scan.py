@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kernels.arguments import check_mode, check_positions, check_stops
-from kernels.gated_linear_attention.chunked import needs_gradient
+from kernels.derivatives import needs_gradient, takes_plain_kernel
+from kernels.devices import has_kernel
 from kernels.gated_linear_attention.decay import decayed_sum
 from kernels.stops import OnState, run_in_pieces
 
@@ -49,8 +50,8 @@ def diagonal_scan(
     decay_is_log : decay holds log a; it is exponentiated segment by segment
     reverse : run from the last token to the first, h_t = a_t * h_{t+1} + b_t; the initial state is then h behind the
         last token and the final state h at the first
-    mode : "recurrent" (token by token), "blocked" (eight tokens at once), "auto" (the faster for the size); equal up to
-        rounding
+    mode : "recurrent" (token by token), "blocked" (eight tokens at once), "auto" (the faster for the size and, on CUDA
+        tensors without stops, double precision or a gradient to keep, the Triton kernel); equal up to rounding
     stops : strictly increasing positions at which the state is handed to `on_state`
     on_state : called as on_state(position, state [batch, *channels]) once that token is read, in the order of the run.
         Returns None to leave the state alone, or the state to go on with, so an edit changes only tokens that are run
@@ -70,6 +71,10 @@ def diagonal_scan(
     dtype = output_dtype(inputs, state.dtype)
     if pos == 0:
         return inputs.to(dtype), state
+    if mode == "auto" and not ends and _kernel_applies(decay, inputs, state):
+        from .triton import forward
+
+        return forward(decay, inputs, state, decay_is_log, reverse, dtype)
     if reverse:
         decay, inputs, ends = decay.flip(1), inputs.flip(1), [pos - 1 - end for end in reversed(ends)]
 
@@ -141,6 +146,15 @@ def scan_segment(decay: Tensor, inputs: Tensor, state: Tensor, mode: str = "auto
 def segment_length(numbers: int, device: torch.device) -> int:
     """Tokens of one segment when each token holds this many numbers."""
     return max(8, SEGMENT.get(device.type, SEGMENT["cpu"]) // max(1, numbers))
+
+
+def _kernel_applies(decay: Tensor, inputs: Tensor, state: Tensor) -> bool:
+    """Whether the Triton kernel may stand in for the torch form. Triton is imported only here, on a device that runs it."""
+    if not has_kernel(state.device) or not takes_plain_kernel(decay, inputs, state):
+        return False
+    from .triton import supports
+
+    return supports(state.dtype)
 
 
 def _segments(

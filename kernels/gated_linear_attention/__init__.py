@@ -12,9 +12,9 @@ weight; *strict* reading sees only what earlier tokens wrote; the *state after t
 from collections.abc import Sequence
 
 import torch
-import torch.autograd.forward_ad
 from torch import Tensor
 
+from kernels.derivatives import needs_gradient, takes_plain_kernel
 from kernels.devices import has_kernel as _has_kernel
 from kernels.stops import OnState, run_in_pieces
 
@@ -28,7 +28,7 @@ from .arguments import (
     check_value,
     check_write,
 )
-from .chunked import chunked, default_chunk_size, needs_gradient
+from .chunked import chunked, default_chunk_size
 from .norms import state_norms
 from .parallel import parallel
 from .pattern import effective_pattern, values_probe
@@ -124,18 +124,8 @@ def gated_linear_attention(
 
 
 def _kernel_applies(q: Tensor, log_decay: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether the Triton kernel may stand in for the torch form: it knows no gradient, tangent, vmap or subclass.
-
-    Triton is imported only here, on a device that runs it.
-    """
-    if not _has_kernel(q.device) or torch.compiler.is_compiling():
-        return False
-    given = [x for x in (q, log_decay, *others) if x is not None]
-    if needs_gradient(*given) or any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
-        return False
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in given):
-        return False
-    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in given):
+    """Whether the Triton kernel may stand in for the torch form. Triton is imported only here, on a device that runs it."""
+    if not _has_kernel(q.device) or not takes_plain_kernel(q, log_decay, *others):
         return False
     from .triton import supports
 

@@ -14,16 +14,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from kernels.derivatives import needs_gradient
+
 from .decay import between, cumulative, lower_triangle
 
 # Chunks are computed side by side while their states hold at most this many numbers: measured up to twice as fast for
 # states of 4 x 64 x 64. When fewer than eight fit, one by one in place is faster. GPUs get more, as launches cost more.
 SIDE_BY_SIDE = {"cpu": 1 << 19, "cuda": 1 << 26}
-
-
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd will record what is done with these tensors."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def default_chunk_size(device: torch.device, differentiable: bool) -> int:
