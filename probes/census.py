@@ -244,7 +244,7 @@ def _shape_scores(model: Any, tokens: Tensor, mask: Tensor | None, level: float,
         patterns: dict[Layer, Pattern] = model.patterns(tokens, **padding)
     broad, offset, every = [], [], []
     distances: list[Tensor] = []
-    length = tokens.shape[1]
+    length = int(real.sum(1).max())  # of real tokens, so that padding adds no distances
     for pattern in patterns.values():
         both = real[:, :, None] & real[:, None, :]
         visible = both if pattern.meta.causal == "none" else both.tril(-1 if pattern.meta.causal == "strict" else 0)
