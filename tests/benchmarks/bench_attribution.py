@@ -4,12 +4,16 @@
 
 Two kinds of corrupted prompt: another token follows the earlier copy (attention stays), or the earlier copy itself is another token
 (attention moves). Correlations are Pearson's with the exact effects of the same cells or edges; times are CPU seconds of one thread.
+
+Relevance gives every token of a prompt a number and knows no other prompt. It is compared with what the objective loses when that token's
+embedding is exchanged for the corrupted prompt's, prompt by prompt: exactly 0 where both prompts have the same token.
 """
 
 import torch
 
 from probes.edges import CONVENTIONS, EdgeGraph, edge_attribution, edge_effects
-from probes.patching import activation_patching, attribution_patching, correlation
+from probes.patching import activation_patching, attribution_patching, correlation, pearson
+from probes.relevance import gradient_attention, gradient_x_input, integrated_gradients, rollout
 from tests.benchmarks import Row
 from tests.benchmarks.bench_gated_linear_attention import paired_medians
 from tests.probes.attribution_cases import circuit_prompts
@@ -40,6 +44,28 @@ def agreement(changed: str) -> list[Row]:
     return rows
 
 
+def relevance(changed: str) -> list[Row]:
+    """Each token's relevance for the clean prompt's objective ~ what exchanging the token takes from it."""
+    model, clean, corrupted, objective = circuit_prompts(changed)
+    options = {"role": "embed", "by": ("pos",), "direction": "noise"}
+    grids = [
+        patch(model, clean, corrupted, objective, **options) for patch in (activation_patching, attribution_patching)
+    ]  # type: ignore[operator]
+    exact, guess = ((grid.clean - grid.values[0]).T.flatten() for grid in grids)  # [prompt · pos]
+    found = [
+        rollout(model, clean),
+        gradient_attention(model, clean, lambda logits, _: objective(logits)),
+        gradient_x_input(model, clean, lambda logits, _: objective(logits)),
+        integrated_gradients(model, clean, lambda logits, _: objective(logits)),
+    ]
+    estimates = {"attribution patching": guess} | {each.method: each.scores.detach().flatten() for each in found}
+    note = f"{len(exact)} cells (prompt × position), {int((clean != corrupted).sum())} of them exchanged"
+    return [
+        Row(f"{changed} changed: {name} ~ exchanged tokens", pearson(estimate, exact), None, "Pearson", note)
+        for name, estimate in estimates.items()
+    ]
+
+
 def saving() -> Row:
     model, clean, corrupted, objective = circuit_prompts()
     graph = EdgeGraph(model, clean, corrupted)
@@ -51,4 +77,5 @@ def saving() -> Row:
 
 def run() -> list[Row]:
     torch.manual_seed(0)
-    return [*agreement("answer"), *agreement("match"), saving()]
+    rows = [row for changed in ("answer", "match") for row in (*agreement(changed), *relevance(changed))]
+    return [*rows, saving()]
