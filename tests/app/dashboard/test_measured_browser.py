@@ -45,7 +45,13 @@ def test_probes(stage: Stage, desk: playwright.BrowserContext, browser: playwrig
     playwright.expect(page.locator("#panel-probe-induction")).to_contain_text("Nothing measured yet")
     page.locator("#probe-name").click()
     page.get_by_role("option", name="Induction circuit").click()
-    for words in ("census of habits", "attention sinks", "retrieval heads"):
+    for words in (
+        "census of habits",
+        "attention sinks",
+        "retrieval heads",
+        "queries that near keys answer",
+        "attention basin",
+    ):
         page.get_by_label(words).uncheck()
     page.get_by_label("Tokens of each").fill("40")
     page.get_by_label("Sequences", exact=True).fill("4")
