@@ -66,9 +66,9 @@ def cases() -> dict[str, Any]:
         found[f"{str(dtype)[6:]} whole tiles"] = case(dtype, 37, (33,), True, False, True)
     triton.CHUNK, triton.BLOCK = SMALL_CHUNK, SMALL_BLOCK
     for dtype, (pos, channels) in itertools.product(WIDE, SHAPES):
-        for log, reverse, initial in ((True, False, True), (False, True, True), (True, True, False)):
-            name = f"{str(dtype)[6:]} pos={pos} channels={channels} log={log} reverse={reverse} initial={initial}"
-            found[name] = case(dtype, pos, channels, log, reverse, initial)
+        for log, reverse, carried in ((True, False, True), (False, True, True), (True, True, False)):
+            name = f"{str(dtype)[6:]} pos={pos} channels={channels} log={log} reverse={reverse} initial={carried}"
+            found[name] = case(dtype, pos, channels, log, reverse, carried)
     for dtype, decay_shape in itertools.product(
         (torch.float32, torch.complex64), [(2, 3), (1, 1, 2, 3), (2, 9, 1, 1), (1, 9, 2, 1), (2, 1, 1, 3)]
     ):
@@ -82,9 +82,9 @@ def cases() -> dict[str, Any]:
     again = diagonal_scan(log_decay, inputs, initial, decay_is_log=True)
     found["same bits twice"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
-    strided = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (log_decay, inputs))
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (log_decay, inputs)]
     found["float32 strided"] = worst(
-        diagonal_scan(*strided, initial, decay_is_log=True), naive(exact[0].exp(), exact[1], exact[2])
+        diagonal_scan(strided[0], strided[1], initial, decay_is_log=True), naive(exact[0].exp(), exact[1], exact[2])
     )
     narrow = inputs.to(torch.bfloat16)
     found["bfloat16 inputs, float32 decay"] = worst(
