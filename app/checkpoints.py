@@ -21,14 +21,14 @@ class Checkpoints:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        from models.pretrained.outlook import root as usual
+        from models.pretrained.folders import root as usual
 
         self.root = root if root is not None else usual()
         self.opened: dict[str, dict[str, Any]] = {}
 
     def folders(self) -> dict[str, Path]:
         """Model folders under the root by name."""
-        from models.pretrained.outlook import folders_under
+        from models.pretrained.folders import folders_under
 
         return {} if self.root is None or not self.root.is_dir() else folders_under(self.root)
 
@@ -58,8 +58,9 @@ class Checkpoints:
         Raises:
             ValueError: nothing of this name, or the hub cannot be asked; the message says what to do.
         """
+        from models.pretrained.folders import free_memory
         from models.pretrained.hub import hub_id
-        from models.pretrained.outlook import free_memory, outlook_of
+        from models.pretrained.outlook import outlook_of
         from workbench.lab.checkpoints import CheckpointError
 
         name = name.strip()

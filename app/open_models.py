@@ -46,7 +46,7 @@ class OpenModels:
         return sum(size_of(model) for model in self._models.values())
 
     def _allowed(self) -> int:
-        from models.pretrained.outlook import free_memory
+        from models.pretrained.folders import free_memory
 
         free = free_memory()
         return 2**62 if free is None else int(SHARE * (free + self._taken()))

@@ -216,9 +216,9 @@ def load(
         UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together; a checkpoint
         that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`).
     """
+    from models.pretrained.folders import folder_called
     from models.pretrained.hub import SHORT, hub_id, snapshot
     from models.pretrained.loader import is_published, load_folder
-    from models.pretrained.outlook import folder_called
 
     text = str(name)
     folder = SHIPPED / text if text in shipped_names() else folder_called(text) or Path(text)

@@ -57,9 +57,10 @@ def command(
 
 def checkpoint(name: str) -> dict[str, Any] | None:
     """What a published checkpoint is and what opening it takes, from its headers or from the hub's list; None for a name of ours."""
+    from models.pretrained.folders import folder_called, free_memory
     from models.pretrained.hub import hub_id
     from models.pretrained.loader import is_published
-    from models.pretrained.outlook import folder_called, free_memory, outlook
+    from models.pretrained.outlook import outlook
     from models.registry import shipped_names
 
     folder = None if name in shipped_names() else folder_called(name)

@@ -7,7 +7,6 @@ Folders of models can be collected under one root, `$WORKBENCH_MODELS`; their na
 and the dashboard alike.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -16,12 +15,12 @@ from typing import Any
 
 from models.architecture_record import UnknownModel
 from models.pretrained.family import UnsupportedCheckpoint
+from models.pretrained.folders import folder_called
 from models.pretrained.hub import cached, hub_id, listed, small_file
 from models.pretrained.loader import conversion_of, is_published, licence_of
 from models.pretrained.stored import shapes
 from workbench.lab.checkpoints import CheckpointError, read_json
 
-ROOT = "WORKBENCH_MODELS"
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -80,43 +79,6 @@ def outlook_of(name: str, folder: Path | None, *, dtype: str = "float32", cache_
             return _on_the_hub(identity, dtype, cache_dir)
         return _of_folder(identity, "cache", folder, dtype)
     return _of_folder(name, "folder", folder, dtype)
-
-
-def root() -> Path | None:
-    """The folder of model folders, `$WORKBENCH_MODELS`; None where it is not set."""
-    value = os.environ.get(ROOT)
-    return Path(value).expanduser() if value else None
-
-
-def folder_called(name: str) -> Path | None:
-    """The folder of this path or of this name under the root, if it holds a configuration."""
-    above = root()
-    places = [Path(name)] if above is None or escapes(name) else [Path(name), above / name]
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def escapes(name: str) -> bool:
-    """Whether a name, put under a root, could leave it."""
-    return Path(name).is_absolute() or any(part in ("..", "~", "") for part in name.replace("\\", "/").split("/"))
-
-
-def folders_under(above: Path) -> dict[str, Path]:
-    """Model folders at most two levels below a root, by their names there: published ones and ones written by `models.save`."""
-    found = {}
-    for config in sorted([*above.glob("*/config.json"), *above.glob("*/*/config.json")]):
-        if config.parent.resolve().is_relative_to(above.resolve()):
-            found[config.parent.relative_to(above).as_posix()] = config.parent
-    return found
-
-
-def free_memory() -> int | None:
-    """Bytes of this machine's memory that nothing uses; None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            facts = dict(line.split(":", 1) for line in file)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:

@@ -104,9 +104,9 @@ def test_a_run_of_a_checkpoint(services: Services) -> None:
 
 
 def test_tight_memory_asks_first(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.pretrained import outlook
+    from models.pretrained import folders
 
-    monkeypatch.setattr(outlook, "free_memory", lambda: 1000)
+    monkeypatch.setattr(folders, "free_memory", lambda: 1000)
     job, words = overview.start(services, "llama", "a cat")
     assert job is None and "tick the box" in words
     shown, other, precision, tight = overview.about_model(services, "llama", None, "float32", asked=False)

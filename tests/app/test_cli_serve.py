@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import signal
 import socket
@@ -39,7 +40,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_defaults_stay_on_this_computer(workbench: Callable, served: list[dict[str, Any]]) -> None:
     assert workbench("serve").code == 0
-    expected = {"host": "127.0.0.1", "port": 8050, "runs": None, "token": None}
+    expected = {"host": "127.0.0.1", "port": 8050, "runs": None, "token": None, "models_root": None}
     assert served == [expected | {"allowed_hosts": (), "open_browser": True}]
 
 
@@ -50,9 +51,18 @@ def test_options_reach_the_dashboard(
     assert workbench("serve", *options, "--no-browser", "--token", "secret").code == 0
     monkeypatch.setenv("WORKBENCH_TOKEN", "from the environment")
     assert workbench("serve", *options, "--no-browser").code == 0
-    expected = {"host": "0.0.0.0", "port": 0, "runs": tmp_path, "token": "secret"}
+    expected = {"host": "0.0.0.0", "port": 0, "runs": tmp_path, "token": "secret", "models_root": None}
     expected |= {"allowed_hosts": ("box", "box.local"), "open_browser": False}
     assert served == [expected, expected | {"token": "from the environment"}]
+
+
+def test_a_root_of_model_folders(
+    workbench: Callable, served: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_MODELS", "elsewhere")
+    assert workbench("serve", "--models", tmp_path).code == 0 and served[0]["models_root"] == tmp_path
+    assert os.environ["WORKBENCH_MODELS"] == str(tmp_path), "a page's Python finds the same folders"
+    assert workbench("serve", "--models", tmp_path / "nowhere").code == 2
 
 
 def test_a_port_that_is_no_port_is_a_usage_error(workbench: Callable, served: list[dict[str, Any]]) -> None:

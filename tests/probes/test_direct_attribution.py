@@ -58,12 +58,15 @@ NO_HEADS = (
 )  # two paths are multiplied: their heads have no share of their own
 
 
+NO_SUM = ("hrm-text",)  # every run of its blocks ends in a norm: what earlier runs added is not what the next one reads
+
+
 @pytest.mark.parametrize("name", sorted(REGISTERED))
 def test_parts_sum_to_the_logit_difference(name: str) -> None:
     """On every architecture; only capped logits, which are no sum, and weights of steps, which depend on them, are refused."""
     model = perturbed(name)
     tokens = random_tokens(model)
-    no_sum = bool(getattr(model.config, "logit_softcap", None)) or "halting" in model.hook_points.roles
+    no_sum = bool(getattr(model.config, "logit_softcap", None)) or "halting" in model.hook_points.roles or name in NO_SUM
     if no_sum or name in NO_HEADS:
         with pytest.raises(ValueError, match=r"sum to something else .* not affine"):
             direct_attribution(model, tokens, OBJECTIVE)

@@ -12,7 +12,8 @@ import torch
 import models
 from models.architecture_record import UnknownModel
 from models.pretrained import hub
-from models.pretrained.outlook import folders_under, outlook
+from models.pretrained.folders import folders_under
+from models.pretrained.outlook import outlook
 from tests.models.pretrained.hub_stand_in import hub_of
 from tests.models.pretrained.reference import CASES, write
 from workbench.lab.checkpoints import CheckpointError
