@@ -102,7 +102,8 @@ def _form(services: Services, scene: Scene) -> Component:
     if not data:
         return html.P("No model is installed that a run could be started with.", className="form-hint")
     own = None if scene.run is None else scene.run.model.get("name")
-    chosen = own if own in {choice["value"] for choice in data} else data[0]["value"]
+    names = [choice["value"] for choice in data if choice["value"] != OTHER]
+    chosen = own if own in names else names[0]
     return html.Div(
         [
             dmc.Select(id="form-model", label="Model", data=data, value=chosen, allowDeselect=False, searchable=True),
