@@ -30,7 +30,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_a_new_process(code: str, address: str, home: Path, **more: str) -> list[object]:
     """What a program prints as JSON lines; the hub's library takes its address from the environment when it is imported."""
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), **more}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
