@@ -122,12 +122,8 @@ def serve(
     print(f"Dashboard: {address}{f'?token={token}' if token else ''}", flush=True)
     if ready is not None:
         ready.set()
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print("Dashboard stopped.")
-    finally:
-        server.server_close()
+    server.serve_forever()  # Ctrl-C ends it in peace and closes the socket
+    print("Dashboard stopped.", flush=True)
 
 
 def make_dashboard_server(app: Dash, host: str = "127.0.0.1", port: int = 0) -> BaseWSGIServer:
@@ -163,7 +159,9 @@ def _colour_variables() -> str:
 # ---- view ------------------------------------------------------------------------------------------------------------
 
 
-def resolve(services: Services, pages: Mapping[str, Page], path: str | None, query: str | None) -> tuple[dict[str, Any], Scene]:
+def resolve(
+    services: Services, pages: Mapping[str, Page], path: str | None, query: str | None
+) -> tuple[dict[str, Any], Scene]:
     """The complete view of an address, as the browser gets it, and its scene."""
     asked = ViewState.from_url(path, query)
     if asked.page not in pages:
@@ -199,19 +197,25 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
         Input("runs-changed", "data"),
         State("facts", "data"),
     )
-    def resolve_view(path: str | None, query: str | None, changes: int, known: dict[str, Any] | None) -> tuple[Any, Any]:
+    def resolve_view(
+        path: str | None, query: str | None, changes: int, known: dict[str, Any] | None
+    ) -> tuple[Any, Any]:
         data, scene = resolve(services, pages, path, query)
         same = known is not None and known["run"] == (scene.run.id if scene.run else "")
         return data, no_update if same else _facts(scene)
 
-    @app.callback(Output("page", "children"), Output("structure", "data"), Input("view", "data"), State("structure", "data"))
+    @app.callback(
+        Output("page", "children"), Output("structure", "data"), Input("view", "data"), State("structure", "data")
+    )
     def lay_out(view: dict[str, Any] | None, known: str | None) -> tuple[Any, Any]:
         if not view or view["structure"] == known:
             return no_update, no_update
         page = pages[view["page"]]
         return page.build(services, services.scene(ViewState.from_dict(view))), view["structure"]
 
-    @app.callback(Output("crumbs", "children"), Input("facts", "data"), Input("runs-changed", "data"), State("view", "data"))
+    @app.callback(
+        Output("crumbs", "children"), Input("facts", "data"), Input("runs-changed", "data"), State("view", "data")
+    )
     def show_crumbs(facts: dict[str, Any] | None, changes: int, view: dict[str, Any] | None) -> Any:
         scene = services.scene(ViewState(run=(view or {}).get("run", "")))
         entries = services.trace_entries()[:MOST_RUN_CHOICES]
@@ -232,14 +236,36 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
     client(ClientsideFunction("workbench", "inspector"), Output("inspector-slice", "data"), Input("view", "data"),
            State("inspector-slice", "data"))  # fmt: skip
     client(ClientsideFunction("workbench", "facts"), Output("facts-taken", "children"), Input("facts", "data"))
-    client(ClientsideFunction("workbench", "control"), Output("facts-taken", "title"), Input(controls, "value"), State(controls, "id"))
+    client(
+        ClientsideFunction("workbench", "control"),
+        Output("facts-taken", "title"),
+        Input(controls, "value"),
+        State(controls, "id"),
+    )
     client(ClientsideFunction("workbench", "follow"), Output(controls, "value"), Input("view", "data"), State(controls, "id"),
            State(controls, "value"))  # fmt: skip
-    client(ClientsideFunction("workbench", "navigation"), Output(links, "href"), Input("view", "data"), State(links, "id"))
-    client(ClientsideFunction("workbench", "current"), Output(links, "aria-current"), Input("view", "data"), State(links, "id"))
+    client(
+        ClientsideFunction("workbench", "navigation"), Output(links, "href"), Input("view", "data"), State(links, "id")
+    )
+    client(
+        ClientsideFunction("workbench", "current"),
+        Output(links, "aria-current"),
+        Input("view", "data"),
+        State(links, "id"),
+    )
     client(ClientsideFunction("workbench", "go"), Output("facts-taken", "lang"), Input("go", "data"))
-    client(ClientsideFunction("workbench", "burger"), Output("frame", "navbar"), Input("burger", "opened"), State("frame", "navbar"))
-    client(ClientsideFunction("workbench", "aside"), Output("frame", "aside"), Input("view", "data"), State("frame", "aside"))
+    client(
+        ClientsideFunction("workbench", "burger"),
+        Output("frame", "navbar"),
+        Input("burger", "opened"),
+        State("frame", "navbar"),
+    )
+    client(
+        ClientsideFunction("workbench", "aside"),
+        Output("frame", "aside"),
+        Input("view", "data"),
+        State("frame", "aside"),
+    )
     client(ClientsideFunction("workbench", "close_burger"), Output("burger", "opened"), Input("url", "pathname"))
 
 
@@ -256,9 +282,12 @@ def job_line(services: Services, job_id: str | None) -> dict[str, Any]:
         return {"shown": False, "title": "", "message": "", "percent": 0, "ended": True, "run": None, "target": None}
     line = job.summary()
     left = line["seconds_left"]
-    words = {"queued": "waiting for its turn", "failed": line["error"] or "failed", "cancelled": "cancelled", "done": "done"}.get(
-        line["state"], line["message"] or "running"
-    )
+    words = {
+        "queued": "waiting for its turn",
+        "failed": line["error"] or "failed",
+        "cancelled": "cancelled",
+        "done": "done",
+    }.get(line["state"], line["message"] or "running")
     if line["state"] == "running" and left is not None and left >= 3:
         words += f", about {round(left)} s left"
     if line["cancelling"] and not job.finished:
@@ -328,4 +357,8 @@ def _on_error(error: Exception) -> Any:
 
 def _plain_error(error: HTTPException) -> tuple[str, int, dict[str, str]]:
     """Errors as one line of text: this is read by people who typed an address, and by the page's own requests."""
-    return f"{error.code} {error.description or error.name}\n", error.code or 500, {"Content-Type": "text/plain; charset=utf-8"}
+    return (
+        f"{error.code} {error.description or error.name}\n",
+        error.code or 500,
+        {"Content-Type": "text/plain; charset=utf-8"},
+    )
