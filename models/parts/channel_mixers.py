@@ -17,9 +17,20 @@ from workbench.discovery import import_all
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
 
+BLOOM_CONSTANT = (
+    0.79788456  # √(2/π) to eight digits, as Megatron-DeepSpeed's fused GELU has it, with which BLOOM was trained
+)
+
+
+def bloom_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh approximation with the constant of BLOOM's code (`bloom_gelu_forward` in transformers)."""
+    return 0.5 * x * (1 + torch.tanh(BLOOM_CONSTANT * x * (1 + 0.044715 * x * x)))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_bloom": bloom_gelu,
     "relu": F.relu,
     "silu": F.silu,
 }

@@ -17,7 +17,7 @@ def bloom(fields: Fields) -> Conversion:
         fields["vocab_size"],
         None,
         AttentionConfig(heads, position="alibi"),
-        MLPConfig(4 * width, "gelu_tanh"),
+        MLPConfig(4 * width, "gelu_bloom"),
         norm_eps=fields.get("layer_norm_epsilon", 1e-5),
         embed_norm=True,
         tie_embeddings=fields.get("tie_word_embeddings", True),

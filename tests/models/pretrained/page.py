@@ -87,7 +87,6 @@ A `config.json` beside the file, or in the folder, with the published settings (
 - Runs (`workbench trace`) of an encoder-decoder keep no pattern over the source; the command line and the dashboard name no source.
 - RecurrentGemma and xLSTM in transformers let padding into their memories. They are compared with its reading of every text by itself.
 - Pretraining heads of encoders (masked language modelling) are left out.
-- BLOOM differs by 1e-9 because its GELU there has √(2/π) to eight digits only.
 - 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there. 16-bit T5: infinities are not clamped.
 - UMT5: what is unembedded is multiplied by d_model^−½ unless config.json has `tie_word_embeddings: false`, as by older versions of
   transformers; version 5 multiplies always. The order of the logits is the same.
