@@ -21,9 +21,10 @@ from app.panels.base import (
     READABLE_ERRORS,
     TABLE_COLUMNS,
     TABLE_ROWS,
+    FigurePanel,
+    ImagePanel,
     NothingToShow,
     Panel,
-    PicturePanel,
     StripPanel,
     TooLarge,
 )  # fmt: skip
@@ -36,7 +37,13 @@ from workbench.lab.runs import Run
 log = logging.getLogger("workbench.dashboard")
 PIXELS = (256, 512, 1024)
 _failures = itertools.count(1)
-_GRAPH_CONFIG = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False, "showTips": False, "responsive": True}
+_GRAPH_CONFIG = {
+    "displayModeBar": False,
+    "doubleClick": False,
+    "scrollZoom": False,
+    "showTips": False,
+    "responsive": True,
+}
 
 
 def icon(name: str) -> html.Span:
@@ -47,16 +54,15 @@ def icon(name: str) -> html.Span:
 def frame(panel: Panel, scene: Scene, place: str = "span-12", above: Sequence[Component] = ()) -> html.Section:
     """The frame of a panel. `place` are classes of the page grid; `above` stands between the words and the figure."""
     identity = {"panel": panel.id}
-    if isinstance(panel, StripPanel):
-        body: Component = html.Div(id={"type": "strip", **identity}, className="strip strip-coloured", **{"data-strip": "{}"})
-        legend = [html.Div(id={"type": "legend", **identity})]
-    else:
-        body = dcc.Graph(
+    if isinstance(panel, FigurePanel):
+        kind, legend = "figure", []
+        body: Component = dcc.Graph(
             id={"type": "graph", **identity}, className="graph", figure={"layout": {"autosize": True}},
             config=_GRAPH_CONFIG, responsive=True, style=_graph_style(panel, scene),
         )  # fmt: skip
-        legend = []
-    kind = "strip" if isinstance(panel, StripPanel) else "figure"
+    else:
+        kind, legend = "strip", [html.Div(id={"type": "legend", **identity})]
+        body = html.Div(id={"type": "strip", **identity}, className="strip strip-coloured", **{"data-strip": "{}"})
     part = view_slice(kind, panel.id, panel.depends)
     return html.Section(
         [
@@ -87,7 +93,9 @@ def slice_input(kind: str, name: str) -> Input:
     return Input({"type": "slice", "kind": kind, "panel": name}, "data")
 
 
-def content_frame(name: str, title: str, words: str, children: Any, place: str = "span-12", padded: bool = True) -> html.Section:
+def content_frame(
+    name: str, title: str, words: str, children: Any, place: str = "span-12", padded: bool = True
+) -> html.Section:
     """A frame around something that is not a figure, such as a form or a list."""
     return html.Section(
         [
@@ -103,10 +111,9 @@ def _tools(panel: Panel) -> list[Component]:
     def item(kind: str, text: str) -> dmc.MenuItem:
         return dmc.MenuItem(text, id={"type": kind, "panel": panel.id}, n_clicks=0)
 
-    figure = [] if isinstance(panel, StripPanel) else [
-        item("export-png", "Figure as PNG"), item("export-svg", "Figure as SVG"),
-    ]  # fmt: skip
-    pixels = [item("export-pixels", "Bare pixels as PNG")] if isinstance(panel, PicturePanel) else []
+    drawn = (item("export-png", "Figure as PNG"), item("export-svg", "Figure as SVG"))
+    figure = drawn if isinstance(panel, FigurePanel) else ()
+    pixels = [item("export-pixels", "Bare pixels as PNG")] if isinstance(panel, ImagePanel) else []
     export = html.Button(
         [icon("export"), html.Span("Export", className="tool-label")], className="tool-button", type="button",
         **{"aria-label": f"Export: {panel.title}"},
@@ -121,7 +128,7 @@ def _tools(panel: Panel) -> list[Component]:
     ]  # fmt: skip
 
 
-def _graph_style(panel: Panel, scene: Scene) -> dict[str, str]:
+def _graph_style(panel: FigurePanel, scene: Scene) -> dict[str, str]:
     aspect, high = None, panel.height
     if scene.run is not None:
         try:
@@ -130,7 +137,12 @@ def _graph_style(panel: Panel, scene: Scene) -> dict[str, str]:
             aspect = None  # there is nothing to draw; the panel says so when it tries
     style = {"height": f"{high}px"}
     if aspect is not None:
-        style = {"aspectRatio": f"{aspect:.3f}", "maxHeight": f"min({panel.height}px, 82vh)", "minHeight": "150px", "width": "100%"}
+        style = {
+            "aspectRatio": f"{aspect:.3f}",
+            "maxHeight": f"min({panel.height}px, 82vh)",
+            "minHeight": "150px",
+            "width": "100%",
+        }
     if isinstance(panel, Diagram) and scene.layers:
         style["minWidth"] = f"{panel.width(scene)}px"
     return style
@@ -170,18 +182,34 @@ def explain(panel_id: str, failure: Exception) -> html.Div:
         return message("This cannot be shown", str(failure))
     ticket = next(_failures)
     log.error("panel %s failed (error %d)", panel_id, ticket, exc_info=failure)
-    return message("This panel failed", f"The others still work. The server's log has the details under error {ticket}.", True)
+    return message(
+        "This panel failed", f"The others still work. The server's log has the details under error {ticket}.", True
+    )
 
 
-def draw_figure(services: Services, panel: Panel, part: Mapping[str, Any]) -> tuple[Any, ...]:
+def draw_figure(services: Services, panel: FigurePanel, part: Mapping[str, Any]) -> tuple[Any, ...]:
     """Figure, graph style, body class, message, summary, foot of one panel for its slice of the view."""
     scene = scene_of_slice(services, part)
     try:
         panel.check(scene)
         figure = panel.figure(scene, theme_called(part.get("scheme")))
-        return figure, _graph_style(panel, scene), "panel-body", None, panel.summary(scene), foot(panel.source(scene), panel.facts(scene))
+        return (
+            figure,
+            _graph_style(panel, scene),
+            "panel-body",
+            None,
+            panel.summary(scene),
+            foot(panel.source(scene), panel.facts(scene)),
+        )
     except Exception as failure:  # whatever it was, the page stays usable and says so in words
-        return no_update, no_update, "panel-body is-hidden", explain(panel.id, failure), "", foot(panel.source(scene), [])
+        return (
+            no_update,
+            no_update,
+            "panel-body is-hidden",
+            explain(panel.id, failure),
+            "",
+            foot(panel.source(scene), []),
+        )
 
 
 def draw_strip(services: Services, panel: StripPanel, part: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -221,9 +249,14 @@ def value_table(panel: Panel, scene: Scene) -> Component:
     if cut_rows or cut_columns:
         note = [html.P(f"Only the first {TABLE_ROWS} rows and {TABLE_COLUMNS} columns are shown here; the CSV file has all.",
                        className="panel-words")]  # fmt: skip
-    cells = [[value if isinstance(value, str) else number(value) for value in row[:TABLE_COLUMNS]] for row in shown[:TABLE_ROWS]]
+    cells = [
+        [value if isinstance(value, str) else number(value) for value in row[:TABLE_COLUMNS]]
+        for row in shown[:TABLE_ROWS]
+    ]
     data = json.dumps({"headers": headers[:TABLE_COLUMNS], "rows": cells})
-    return html.Div([*note, html.Div(className="value-scroll", tabIndex=0, **{"data-table": data, "aria-label": "Values"})])
+    return html.Div(
+        [*note, html.Div(className="value-scroll", tabIndex=0, **{"data-table": data, "aria-label": "Values"})]
+    )
 
 
 def code_view(panel: Panel, scene: Scene) -> Component:
@@ -235,7 +268,9 @@ def code_view(panel: Panel, scene: Scene) -> Component:
         return explain(panel.id, failure)
     words = ["Run it in the folder that the dashboard was started in, or with the same WORKBENCH_RUNS. ",
              html.Code("values"), " is then the array of this panel."]  # fmt: skip
-    return html.Div([html.P(words, className="panel-words"), dmc.CodeHighlight(code=code, language="python", id="code")])
+    return html.Div(
+        [html.P(words, className="panel-words"), dmc.CodeHighlight(code=code, language="python", id="code")]
+    )
 
 
 def register(app: Dash, services: Services, panels: Mapping[str, Panel]) -> None:
@@ -252,9 +287,10 @@ def register(app: Dash, services: Services, panels: Mapping[str, Panel]) -> None
         State({"type": "slice", "kind": "figure", "panel": MATCH}, "id"),
     )
     def draw(data: dict[str, Any] | None, identity: dict[str, str]) -> tuple[Any, ...]:
-        if not data or not data.get("view"):
+        panel = panels[identity["panel"]]
+        if not data or not data.get("view") or not isinstance(panel, FigurePanel):
             return (no_update,) * 6
-        return draw_figure(services, panels[identity["panel"]], data["view"])
+        return draw_figure(services, panel, data["view"])
 
     @app.callback(
         Output({"type": "strip", "panel": MATCH}, "data-strip"),
@@ -285,7 +321,9 @@ def register(app: Dash, services: Services, panels: Mapping[str, Panel]) -> None
         _register_sheet(app, services, panels, kind, title, content)
 
 
-def _register_sheet(app: Dash, services: Services, panels: Mapping[str, Panel], kind: str, title: str, content: Any) -> None:
+def _register_sheet(
+    app: Dash, services: Services, panels: Mapping[str, Panel], kind: str, title: str, content: Any
+) -> None:
     @app.callback(
         Output("sheet", "opened", allow_duplicate=True),
         Output("sheet", "title", allow_duplicate=True),

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from flask import Flask, Response, abort, jsonify, request, send_file
 
 from app.frames import PIXELS
-from app.panels.base import READABLE_ERRORS, Panel, PicturePanel, TooLarge
+from app.panels.base import READABLE_ERRORS, ImagePanel, Panel, TooLarge
 from app.services import Scene, Services, content_tag
 from app.theme import theme_called
 from app.view_state import RUN_ID, ViewState
@@ -45,7 +45,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
         return services.scene(ViewState.from_url("/", request.query_string.decode("latin-1")), pixels)
 
     def picture_of(panel: Panel, scene: Scene) -> bytes:
-        if not isinstance(panel, PicturePanel):
+        if not isinstance(panel, ImagePanel):
             abort(404, "this panel has no picture")
         theme = theme_called(request.args.get("scheme"))
         panel.check(scene)
@@ -72,7 +72,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
     @server.get("/value/<name>")
     def value(name: str) -> Response:
         panel = panel_called(name)
-        if not isinstance(panel, PicturePanel):
+        if not isinstance(panel, ImagePanel):
             abort(404, "this panel has no single values")
         try:
             column, row = int(request.args["x"]), int(request.args["y"])
@@ -120,7 +120,6 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
             abort(404, str(error))
         file.seek(0)
         return send_file(file, mimetype="application/zip", as_attachment=True, download_name=f"{run_id}.zip")
-
 
     @server.get("/img/<path:rest>")
     @server.get("/value/<path:rest>")

@@ -145,10 +145,10 @@ def show(panel: Any, scene: Any) -> None:
 
 def drawn(panel: Any, scene: Any) -> Any:
     """A panel's figure in the light scheme with its title; None where it has none."""
-    from app.panels.base import READABLE_ERRORS, StripPanel
+    from app.panels.base import READABLE_ERRORS, FigurePanel
     from app.theme import LIGHT
 
-    if isinstance(panel, StripPanel):
+    if not isinstance(panel, FigurePanel):
         return None
     try:
         panel.check(scene)

@@ -7,7 +7,18 @@ import plotly.graph_objects as go
 
 from app.figures.attention import attention_map, head_mosaic, head_profiles, offset_profile
 from app.figures.common import Colours, number, token_label
-from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, StripPanel, Table, TooLarge, scale_words
+from app.panels.base import (
+    FigurePanel,
+    ImagePanel,
+    NothingToShow,
+    PicturePanel,
+    Reading,
+    Span,
+    StripPanel,
+    Table,
+    TooLarge,
+    scale_words,
+)
 from app.panels.words import cell_word, is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
 from app.services import Scene
@@ -39,7 +50,7 @@ def check_pattern(scene: Scene) -> LayerFactors:
     return scene.factors()
 
 
-class HeadMosaic(PicturePanel):
+class HeadMosaic(ImagePanel):
     """All heads of all layers at a glance."""
 
     id = "heads"
@@ -47,11 +58,6 @@ class HeadMosaic(PicturePanel):
     words = "One small map per head. Each is coloured by its own largest weight. Click one to open it."
     depends = ("run",)
     height = 420
-
-    def table(self, scene: Scene) -> Table:
-        values = self.values(scene)
-        headers = ["", *(str(column) for column in range(values.shape[1]))]
-        return headers, ([str(row), *(float(v) for v in line)] for row, line in enumerate(values))
 
     def _overviews(self, scene: Scene) -> list[np.ndarray | None]:
         run = scene.opened()
@@ -304,7 +310,7 @@ values = np.where(factors.visible([{query}])[0], row, np.float32(np.nan))
 """
 
 
-class Received(Panel):
+class Received(FigurePanel):
     """How much weight each token gets."""
 
     id = "received"
@@ -331,7 +337,7 @@ class Received(Panel):
         return [*head_words(scene), "the layer's other heads are faint"]
 
 
-class RowProfile(Panel):
+class RowProfile(FigurePanel):
     """How spread out each row is, or what it sums to."""
 
     id = "row-profile"
@@ -372,7 +378,7 @@ class RowProfile(Panel):
         return [*head_words(scene), "entropy in nats" if self._has_entropy(scene) else "signed sum of each row"]
 
 
-class OffsetProfile(Panel):
+class OffsetProfile(FigurePanel):
     """Mean weight by distance."""
 
     id = "offsets"

@@ -3,10 +3,17 @@
 A panel names the array that it draws (`values`), and everything else follows from that: the figure, the table and the CSV
 file, and a few lines of Python that make the same array from the run (`snippet`; a test runs every one of them and compares).
 Panels know arrays and figures but no dash component, so each can be tested as a plain function of a scene.
+
+    Panel              values, table, Python: what all have
+    ├ FigurePanel      a plotly figure
+    │ └ ImagePanel     a figure around a picture that the server draws, with a reading of single cells
+    │   └ PicturePanel the picture is one array, pooled to the pixels
+    └ StripPanel       colours the run's own text
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +54,7 @@ class Reading:
     rows: list[tuple[str, str]]
 
 
-class Panel:
+class Panel(ABC):
     """One frame of a page. Subclasses set the class attributes and say what `values` are.
 
     `depends` names the `ViewState` fields that the panel reads: it is drawn anew when one of them changes, and only then.
@@ -57,31 +64,18 @@ class Panel:
     title: str
     words: str
     depends: tuple[str, ...] = ("run",)
-    height: int = 280
 
     def source(self, scene: Scene) -> Run | None:
         """The run that the panel draws."""
         return scene.run
 
+    @abstractmethod
     def values(self, scene: Scene) -> np.ndarray:
         """The array that the panel draws, exactly."""
-        raise NotImplementedError
 
-    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        """The figure. Raises NothingToShow, RunError or FactorError with words for the reader."""
-        raise NotImplementedError
-
-    def aspect(self, scene: Scene) -> float | None:
-        """Width : height that the figure keeps, up to its `height`; None for a figure of fixed height."""
-        return None
-
-    def pixels_high(self, scene: Scene) -> int:
-        """Height of a figure without an `aspect`."""
-        return self.height
-
+    @abstractmethod
     def snippet_body(self, scene: Scene) -> str:
         """Python that sets `values`, given `run` (and `factors` where it is named)."""
-        raise NotImplementedError
 
     def facts(self, scene: Scene) -> list[str]:
         """Short facts for the panel's foot, beside the run."""
@@ -95,7 +89,9 @@ class Panel:
         """Column names and rows of the same numbers, for the table view and the CSV file."""
         values = np.atleast_1d(self.values(scene))
         if values.ndim == 1:
-            names = [token_label(scene.tokens, i) for i in range(len(values))] if len(values) == scene.n_tokens else None
+            names = (
+                [token_label(scene.tokens, i) for i in range(len(values))] if len(values) == scene.n_tokens else None
+            )
             rows = ([names[i] if names else i, float(value)] for i, value in enumerate(values))
             return ["token" if names else "index", "value"], iter(rows)
         headers = ["", *(str(column) for column in range(values.shape[1]))]
@@ -120,18 +116,69 @@ class Panel:
         """Raise NothingToShow when no run is open."""
         if scene.run is None:
             if scene.problem:
-                raise NothingToShow("This run is not here", "Choose another run in the bar above, or start one on the Overview page.")
-            raise NothingToShow("No run yet", "Start one on the Overview page, or from the command line: workbench trace.")
+                raise NothingToShow(
+                    "This run is not here", "Choose another run in the bar above, or start one on the Overview page."
+                )
+            raise NothingToShow(
+                "No run yet", "Start one on the Overview page, or from the command line: workbench trace."
+            )
 
 
-class PicturePanel(Panel):
-    """A panel whose array may be large: the server draws it, exact values are asked for one by one."""
+class FigurePanel(Panel):
+    """A panel that draws a figure, `height` pixels high."""
+
+    height: int = 280
+
+    @abstractmethod
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        """The figure. Raises NothingToShow, RunError or FactorError with words for the reader."""
+
+    def aspect(self, scene: Scene) -> float | None:
+        """Width : height that the figure keeps, up to its `height`; None for a figure of fixed height."""
+        return None
+
+    def pixels_high(self, scene: Scene) -> int:
+        """Height of a figure without an `aspect`."""
+        return self.height
+
+
+class ImagePanel(FigurePanel):
+    """A figure around a picture that the server draws; exact values are asked for one by one."""
 
     zoom: tuple[str, str] | None = None
 
+    @abstractmethod
     def shape(self, scene: Scene) -> tuple[int, int]:
-        """Rows and columns of the whole array."""
-        raise NotImplementedError
+        """Rows and columns of what is drawn."""
+
+    @abstractmethod
+    def picture(self, scene: Scene, theme: Theme, size: int) -> bytes:
+        """The PNG of the part in view, at most about `size` pixels wide and high."""
+
+    @abstractmethod
+    def reading(self, scene: Scene, row: int, column: int) -> Reading:
+        """One exact value. IndexError outside the array."""
+
+    def address(self, scene: Scene, theme: Theme) -> str:
+        """Where the page finds the picture: everything that it depends on is in the address."""
+        part = ViewPart(scene, self.depends).query()
+        return f"/img/{self.id}?{part}&scheme={theme.name}&px={scene.pixels}"
+
+
+class PicturePanel(ImagePanel):
+    """A picture of one array, which may be large."""
+
+    @abstractmethod
+    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
+        """Exact values of a part: float [row, column], nan where a cell is masked."""
+
+    @abstractmethod
+    def pooled(self, scene: Scene, size: int) -> np.ndarray:
+        """The part in view, pooled to at most `size` × `size`: float, nan where every cell of a bin is masked."""
+
+    @abstractmethod
+    def colours(self, scene: Scene, theme: Theme) -> Colours:
+        """How values become colours."""
 
     def spans(self, scene: Scene) -> tuple[Span, Span]:
         """The rows and columns in view."""
@@ -142,20 +189,7 @@ class PicturePanel(Panel):
         """The rows and columns that the picture covers: those in view, or a little more."""
         return self.spans(scene)
 
-    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
-        """Exact values of a part: float [row, column], nan where a cell is masked."""
-        raise NotImplementedError
-
-    def pooled(self, scene: Scene, size: int) -> np.ndarray:
-        """The part in view, pooled to at most `size` × `size`: float, nan where every cell of a bin is masked."""
-        raise NotImplementedError
-
-    def colours(self, scene: Scene, theme: Theme) -> Colours:
-        """How values become colours."""
-        raise NotImplementedError
-
     def reading(self, scene: Scene, row: int, column: int) -> Reading:
-        """One exact value. IndexError outside the array."""
         rows, columns = self.shape(scene)
         if not (0 <= row < rows and 0 <= column < columns):
             raise IndexError(f"cell [{row}, {column}] is outside {rows} × {columns}")
@@ -169,19 +203,15 @@ class PicturePanel(Panel):
     def values(self, scene: Scene) -> np.ndarray:
         rows, columns = self.spans(scene)
         if (rows[1] - rows[0]) * (columns[1] - columns[0]) > LARGEST_CSV:
-            raise TooLarge(f"{rows[1] - rows[0]} × {columns[1] - columns[0]} values are too many for one file: zoom in first.")
+            raise TooLarge(
+                f"{rows[1] - rows[0]} × {columns[1] - columns[0]} values are too many for one file: zoom in first."
+            )
         return self.block(scene, rows, columns)
 
     def picture(self, scene: Scene, theme: Theme, size: int) -> bytes:
-        """The PNG of the part in view."""
         colours = self.colours(scene, theme)
         values = self.pooled(scene, size)
         return to_png(levels_of(values, colours), colours.table)
-
-    def address(self, scene: Scene, theme: Theme) -> str:
-        """Where the page finds the picture: everything that it depends on is in the address."""
-        part = ViewPart(scene, self.depends).query()
-        return f"/img/{self.id}?{part}&scheme={theme.name}&px={scene.pixels}"
 
     def binning(self, scene: Scene, size: int | None = None) -> tuple[int, int]:
         """How many rows and columns of the array the largest picture cell stands for."""
@@ -240,7 +270,9 @@ class StripPanel(Panel):
         backgrounds = colours_of(levels, theme.wash_name(signed))
         return {
             "colours": [[colour, readable_on(colour) if colour else ""] for colour in backgrounds],
-            "values": [f"{number(value)} {self.unit}".strip() if np.isfinite(value) else "" for value in values.tolist()],
+            "values": [
+                f"{number(value)} {self.unit}".strip() if np.isfinite(value) else "" for value in values.tolist()
+            ],
         }
 
 

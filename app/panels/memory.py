@@ -9,7 +9,7 @@ from app.figures.common import Colours, number, token_label
 from app.figures.neurons import neuron_order, neuron_raster, top_neurons
 from app.figures.state import cache_picture
 from app.panels.attention import head_words
-from app.panels.base import NothingToShow, Panel, PicturePanel, Reading, Span, Table, scale_words
+from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Reading, Span, Table, scale_words
 from app.panels.words import memory_words
 from app.services import Scene
 from app.theme import Theme
@@ -156,7 +156,11 @@ class NeuronRaster(PicturePanel):
     def facts(self, scene: Scene) -> list[str]:
         neurons, _ = self.shape(scene)
         active = float((self.activity(scene) > 0).mean())
-        facts = [*head_words(scene), f"{active:.1%} of {neurons} neurons active on average", f"sorted by {SORTS[scene.view.sort]}"]
+        facts = [
+            *head_words(scene),
+            f"{active:.1%} of {neurons} neurons active on average",
+            f"sorted by {SORTS[scene.view.sort]}",
+        ]
         down, across = self.binning(scene)
         if max(down, across) > 1:
             facts.append(f"one picture cell = up to {down} neurons × {across} tokens, the largest drawn")
@@ -178,7 +182,7 @@ values = activity[:, order].T
 """
 
 
-class TopNeurons(Panel):
+class TopNeurons(FigurePanel):
     """The neurons that fire most at the chosen token, over the whole text."""
 
     id = "top-neurons"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from app.figures.common import Colours, number, token_label
 from app.figures.overview import block_diagram, column_count, loss_strip, next_tokens, residual_norms
-from app.panels.base import NothingToShow, Panel, PicturePanel, Span, StripPanel, Table
+from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Span, StripPanel, Table
 from app.panels.words import kind_words
 from app.services import Scene
 from app.theme import Theme
@@ -75,7 +75,7 @@ def token_names(run: Run) -> Callable[[int], str]:
     return lambda token: known.get(token, f"#{token}")
 
 
-class Diagram(Panel):
+class Diagram(FigurePanel):
     """The model's blocks along the residual stream."""
 
     id = "diagram"
@@ -153,7 +153,7 @@ class SurprisalText(StripPanel):
         ]
 
 
-class LossStrip(Panel):
+class LossStrip(FigurePanel):
     """The same numbers as a curve."""
 
     id = "surprisal"
@@ -182,7 +182,7 @@ class LossStrip(Panel):
         return f"Most surprising is token {token_label(scene.tokens, top)} with {number(float(loss[top]))} nats."
 
 
-class NextTokens(Panel):
+class NextTokens(FigurePanel):
     """What the model expects after the pinned token."""
 
     id = "next-tokens"

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from app.panels.base import NothingToShow, Panel
+from app.panels.base import FigurePanel, NothingToShow
 from app.services import Scene
 from workbench.lab.runs import Run
 
 
-class ResultPanel(Panel):
+class ResultPanel(FigurePanel):
     """A panel over `scene.result`, when that is a run of `kind`. `start` says in words how to get one."""
 
     depends: tuple[str, ...] = ("run", "result")

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.common import Axis, Colours, picture, visible_text
-from app.panels.base import Panel, PicturePanel, Span, TooLarge, scale_words
+from app.panels.base import FigurePanel, PicturePanel, Span, TooLarge, scale_words
 from app.panels.pairs import SIDES, Head, Pair, match_words
 from app.panels.words import cell_word, is_signed, kind_words
 from app.services import Scene
@@ -19,7 +19,7 @@ DRAWN_CELLS = 2**23
 """A larger part of a map takes too long to draw while the reader waits."""
 
 
-class PairPanel(Panel):
+class PairPanel(FigurePanel):
     """A panel over the open run (A) and run B."""
 
     depends: tuple[str, ...] = ("run", "run_b")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from app.figures.common import Colours, number, token_label, token_lines
 from app.figures.state import rank_words, signal_raster, singular_values, state_norms, state_picture, tracked_entries
 from app.panels.attention import head_words
-from app.panels.base import NothingToShow, Panel, PicturePanel, Span, Table, scale_words
+from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Span, Table, scale_words
 from app.panels.words import is_shared, memory_words, row_and_column, slot_words, state_axes
 from app.services import Scene
 from app.theme import Theme
@@ -32,7 +32,7 @@ def has_state(scene: Scene) -> bool:
     return layer.get("form") == "dense" and run.has(f"layer.{layer['layer']}.states")
 
 
-def check_state(panel: Panel, scene: Scene) -> None:
+def check_state(panel: FigurePanel, scene: Scene) -> None:
     """NothingToShow unless the chosen layer has a state of fixed size."""
     panel.check(scene)
     if not has_state(scene):
@@ -166,7 +166,7 @@ class StatePicture(PicturePanel):
         return f"values = {whole}[{r0}:{r1}, {c0}:{c1}]  # {', '.join(filter(None, row_and_column(axes_of(scene))))}"
 
 
-class Spectrum(Panel):
+class Spectrum(FigurePanel):
     """Singular values of the state."""
 
     id = "spectrum"
@@ -207,7 +207,7 @@ class Spectrum(Panel):
         return f"values = {asked(scene)}.state_spectrum({scene.view.head}, {scene.position})"
 
 
-class StateNorms(Panel):
+class StateNorms(FigurePanel):
     """Size of the state over time."""
 
     id = "state-norms"
@@ -313,7 +313,7 @@ class Decay(PicturePanel):
         return f'values = np.exp(run.array("layer.{scene.view.layer}.log_decay")){each}  # head, pos'
 
 
-class Signals(Panel):
+class Signals(FigurePanel):
     """Other per-token signals of the chosen head: write strength, step size, gates."""
 
     id = "signals"
@@ -356,7 +356,7 @@ class Signals(Panel):
         return f"values = np.stack([run.array(name)[{scene.view.head}] for name in {names}])  # signal, pos"
 
 
-class TrackedEntries(Panel):
+class TrackedEntries(FigurePanel):
     """The followed entries over time."""
 
     id = "tracked"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from app.figures.common import number, token_label
 from app.figures.synapses import ranked_bars, synapse_lines
 from app.measure.synapses import KIND, MEASURES
-from app.panels.base import NothingToShow, Panel, StripPanel, Table
+from app.panels.base import FigurePanel, NothingToShow, StripPanel, Table
 from app.panels.results import ResultPanel
 from app.services import Scene
 from app.theme import Theme
@@ -64,7 +64,7 @@ def followed(scene: Scene) -> list[SynapseAddress]:
     return kept
 
 
-class SynapseView(Panel):
+class SynapseView(FigurePanel):
     """One view of the followed synapses over the text."""
 
     depends = ("run", "synapses")

@@ -19,7 +19,7 @@ from app.pages import find_pages
 from app.pages.overview import start
 from app.pages.runs import delete, problems, rows
 from app.pages.state import largest_entries, neuron_table, tracked_chips
-from app.panels.base import NothingToShow, Panel, StripPanel
+from app.panels.base import FigurePanel, NothingToShow, StripPanel
 from app.panels.overview import blocks_of
 from app.services import Services
 from app.shell import inspector
@@ -74,7 +74,9 @@ def test_pages_register_themselves() -> None:
     ("gated", {"state", "tracked", "state-norms", "spectrum", "decay", "retention"}),
     ("bdh", {"state", "tracked", "state-norms", "spectrum", "retention", "neurons-x", "neurons-y", "top-neurons"}),
 ])  # fmt: skip
-def test_the_state_page_shows_the_memory_that_the_layer_has(services: Services, run_ids: RunIds, kind: str, expected: set[str]) -> None:
+def test_the_state_page_shows_the_memory_that_the_layer_has(
+    services: Services, run_ids: RunIds, kind: str, expected: set[str]
+) -> None:
     scene = services.scene(ViewState(page="state", run=getattr(run_ids, kind)))
     assert panels_in(PAGES["state"].build(services, scene)) == expected
     for name in expected:  # and what is laid out can be drawn
@@ -136,21 +138,32 @@ def test_the_page_is_laid_out_anew_only_when_its_structure_changes(services: Ser
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
-class Broken(Panel):
-    id, title, words = "broken", "Broken", "It fails."
+class Failing:
+    """Values that cannot be computed."""
 
-    def figure(self, scene, theme):  # type: ignore[no-untyped-def]
-        raise ZeroDivisionError("secret detail /root/path")
-
-
-class BrokenStrip(StripPanel):
-    id, title, words = "broken-strip", "Broken", "It fails."
+    words = "It fails."
 
     def values(self, scene):  # type: ignore[no-untyped-def]
         raise ZeroDivisionError("secret detail /root/path")
 
+    def snippet_body(self, scene):  # type: ignore[no-untyped-def]
+        return "values = 1 / 0"
 
-def test_a_failing_panel_says_so_without_its_insides(services: Services, run_ids: RunIds, caplog: pytest.LogCaptureFixture) -> None:
+
+class Broken(Failing, FigurePanel):
+    id, title = "broken", "Broken"
+
+    def figure(self, scene, theme):  # type: ignore[no-untyped-def]
+        return self.values(scene)
+
+
+class BrokenStrip(Failing, StripPanel):
+    id, title = "broken-strip", "Broken"
+
+
+def test_a_failing_panel_says_so_without_its_insides(
+    services: Services, run_ids: RunIds, caplog: pytest.LogCaptureFixture
+) -> None:
     part = {"run": run_ids.softmax, "scheme": "light"}
     for answer in (frames.draw_figure(services, Broken(), part), frames.draw_strip(services, BrokenStrip(), part)):
         words = text_of(answer[3])
@@ -161,7 +174,15 @@ def test_a_failing_panel_says_so_without_its_insides(services: Services, run_ids
 
 def test_a_slice_from_the_browser_cannot_break_a_panel(services: Services, run_ids: RunIds) -> None:
     panel = _panels_by_id(find_pages())["pattern"]
-    hostile = {"run": "../../etc", "layer": 99, "head": 99, "pixels": 10**9, "scheme": "<script>", "rows": [5, 9], "nonsense": 1}
+    hostile = {
+        "run": "../../etc",
+        "layer": 99,
+        "head": 99,
+        "pixels": 10**9,
+        "scheme": "<script>",
+        "rows": [5, 9],
+        "nonsense": 1,
+    }
     answer = frames.draw_figure(services, panel, hostile)
     assert "run" in text_of(answer[3])
     answer = frames.draw_figure(services, panel, {**hostile, "run": run_ids.softmax})
@@ -169,7 +190,9 @@ def test_a_slice_from_the_browser_cannot_break_a_panel(services: Services, run_i
 
 
 def test_every_foot_names_the_run(services: Services, run_ids: RunIds) -> None:
-    answer = frames.draw_figure(services, _panels_by_id(find_pages())["pattern"], {"run": run_ids.bdh, "scheme": "dark"})
+    answer = frames.draw_figure(
+        services, _panels_by_id(find_pages())["pattern"], {"run": run_ids.bdh, "scheme": "dark"}
+    )
     assert answer[5][0].title == run_ids.bdh and run_ids.bdh.rsplit("-", 1)[-1] in text_of(answer[5][0])
 
 
@@ -191,7 +214,9 @@ def test_lists_of_the_state_page(services: Services, run_ids: RunIds) -> None:
     assert "BDH" in text_of(neuron_table(softmax))
 
 
-def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(own: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(
+    own: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = write_synthetic_runs(own.store, tokens=8)[0]
     assert [block["label"] for block in blocks_of(own.scene(ViewState(run=run_id)))] == [
         "Embedding", "Softmax attention", "Softmax attention", "Unembedding",
@@ -288,7 +313,9 @@ def test_two_dashboards_share_nothing(tmp_path: Path) -> None:
 
 
 def test_two_pages_of_one_name_are_refused() -> None:
-    pages = [Page(name, name, "page", 0, "A page.", lambda services, scene: [], panels=[Broken()]) for name in ("a", "b")]
+    pages = [
+        Page(name, name, "page", 0, "A page.", lambda services, scene: [], panels=[Broken()]) for name in ("a", "b")
+    ]
     with pytest.raises(ValueError, match="broken"):
         _panels_by_id(pages)
 
@@ -306,7 +333,9 @@ def test_the_dashboard_starts_fast_and_without_torch(tmp_path: Path) -> None:
         "print(time.process_time() - before, [m for m in ('torch', 'pandas', 'transformers') if m in sys.modules])"
     )
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
     seconds, heavy = done.stdout.split(maxsplit=1)
     assert heavy.strip() == "[]"

@@ -81,8 +81,21 @@ def test_a_panel_draws_or_says_why_not(services: Services, run_ids: RunIds, kind
 
 
 @pytest.mark.parametrize("kind,name", [(kind, name) for kind, shown in SHOWN.items() for name in sorted(shown)])
-def test_the_python_of_a_panel_makes_its_array(services: Services, run_ids: RunIds, runs_root: None, kind: str, name: str) -> None:
-    views = [{}, {"layer": 1, "head": 0, "rows": (10, 31), "columns": (4, 40), "position": 20, "compare": 7, "state_rows": (1, 9)}]
+def test_the_python_of_a_panel_makes_its_array(
+    services: Services, run_ids: RunIds, runs_root: None, kind: str, name: str
+) -> None:
+    views = [
+        {},
+        {
+            "layer": 1,
+            "head": 0,
+            "rows": (10, 31),
+            "columns": (4, 40),
+            "position": 20,
+            "compare": 7,
+            "state_rows": (1, 9),
+        },
+    ]
     views += [{"sort": sort} for sort in SORTS] if name.startswith("neurons") else []
     for view in views:
         scene, panel = scene_of(services, run_called(run_ids, kind), **view), PANELS[name]
@@ -111,12 +124,16 @@ def test_the_picture_of_a_pattern_is_the_pooled_pattern(
     factors = LayerFactors.from_run(services.store.open(run_id), 1)
     exact = factors.pattern(1)[slice(*rows), slice(*columns)]
     seen = factors.visible()[slice(*rows), slice(*columns)]
-    pooled = np.where(np.isfinite(pool(np.where(seen, 1.0, np.nan), size, size)), pool(exact, size, size, pooling), np.nan)
+    pooled = np.where(
+        np.isfinite(pool(np.where(seen, 1.0, np.nan), size, size)), pool(exact, size, size, pooling), np.nan
+    )
     limit, bent = (1.0, "linear") if scale == "row" else (colours.limit, scale)
     levels = to_levels(share_of_row(pooled) if scale == "row" else pooled, limit, bent, colours.signed).astype(int)
     found = decode(panel.picture(scene, LIGHT, size))
     # Summing in another order may move a value across the border of two levels, never further.
-    near = [expected_pixels(np.where(levels == 255, 255, np.clip(levels + by, 0, 254)), colours.table) for by in (-1, 0, 1)]
+    near = [
+        expected_pixels(np.where(levels == 255, 255, np.clip(levels + by, 0, 254)), colours.table) for by in (-1, 0, 1)
+    ]
     if pooling == "max":
         np.testing.assert_array_equal(found, near[1])
     else:
@@ -147,7 +164,11 @@ def test_a_part_too_large_to_draw_comes_from_the_stored_overview(
     pooled = panel.pooled(scene, 512)
     expected = stored[2:17, 1:8]
     assert pooled.shape == expected.shape
-    assert ((pooled == expected) | (np.isnan(pooled) & (expected == 0))).all() and np.isnan(pooled[0, -1]) and np.isfinite(pooled[-1, 0])
+    assert (
+        ((pooled == expected) | (np.isnan(pooled) & (expected == 0))).all()
+        and np.isnan(pooled[0, -1])
+        and np.isfinite(pooled[-1, 0])
+    )
     image = panel.figure(scene, LIGHT).layout.images[0]
     assert (image.x, image.y, image.sizex, image.sizey) == (left, top, right - left, bottom - top)
     assert any("coarse" in fact and "43 × 43" in fact for fact in panel.facts(scene))
@@ -175,7 +196,7 @@ def pictures(services: Services, run_ids: RunIds) -> Iterator[tuple[PicturePanel
     for kind, shown in SHOWN.items():
         for name in sorted(shown):
             panel = PANELS[name]
-            if isinstance(panel, PicturePanel) and name != "heads":
+            if isinstance(panel, PicturePanel):
                 yield panel, scene_of(services, run_called(run_ids, kind))
 
 
@@ -303,4 +324,11 @@ def test_a_panel_depends_on_no_more_than_it_says(services: Services, run_ids: Ru
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [number(v) for v in (0, -0.5, 1234.5678, 1e-9, float("nan"), 0.0312)] == ["0", "−0.5", "1235", "1.00e-09", "–", "0.0312"]
+    assert [number(v) for v in (0, -0.5, 1234.5678, 1e-9, float("nan"), 0.0312)] == [
+        "0",
+        "−0.5",
+        "1235",
+        "1.00e-09",
+        "–",
+        "0.0312",
+    ]
