@@ -1,7 +1,11 @@
-"""`Encoder`: BERT-like models. Every token reads every token, norms stand after sums, and the output is the last residual stream.
+"""`Encoder`: BERT-like models (Devlin et al. 2019). Every token reads every token, and norms stand after sums.
 
-Encoders share the blocks of `LanguageModel` and differ at the ends: token types at the embedding, no unembedding, and an optional pooled
-vector of the first token. They generate nothing and have no next-token loss.
+Encoders share the blocks of `LanguageModel` and differ at the ends: token types at the embedding, an optional pooled vector of the first
+token, and, of what they were trained with, at most the head that predicts masked tokens:
+
+    logits = W_U LN(act(W x + b)) + b_U        x the last residual stream, of the same position: what stands there, not what comes next
+
+Without that head the output is the last residual stream. They generate nothing and have no next-token loss.
 """
 
 from dataclasses import dataclass
@@ -12,16 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.context import Context
-from models.language_model import LanguageModel, LanguageModelConfig
+from models.language_model import LanguageModel, LanguageModelConfig, Unembed
+from models.parts.channel_mixers import activation_function
+from models.parts.norms import Norm
 from workbench.instrument.hook_points import HookPoint
 
 
 @dataclass(frozen=True)
 class EncoderConfig(LanguageModelConfig):
-    """Args: token_types: kinds of tokens (sentence A, sentence B); 0 for none. pooler: tanh(W x + b) of the first token."""
+    """Args: token_types: kinds of tokens (sentence A, sentence B); 0 for none. pooler: tanh(W x + b) of the first token. masked_head:
+    the activation function of the head that predicts masked tokens; None: no head."""
 
     token_types: int = 2
     pooler: bool = False
+    masked_head: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,8 +37,25 @@ class EncoderConfig(LanguageModelConfig):
             raise ValueError("An encoder reads in both directions. Expected mixers with causal=False.")
 
 
+class MaskedHead(nn.Module):
+    """What the last residual stream goes through before it is unembedded: LN(act(W x + b)), [batch, pos, d_model] on both sides."""
+
+    def __init__(self, activation: str, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.activation = activation_function(activation)
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.hook_pre = HookPoint("head_pre", "batch pos d_model")
+        self.hook_post = HookPoint("head_post", "batch pos d_model")
+        self.ln = Norm(config.norm, config.d_model, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.ln(self.hook_post(self.activation(self.hook_pre(self.dense(x)))))  # type: ignore[no-any-return]
+
+
 class Encoder(LanguageModel):
-    """Called like every model; `return_type="logits"` is the last residual stream [batch, pos, d_model], as there are no logits.
+    """Called like every model. `return_type="logits"` is [batch, pos, vocab] with a head for masked tokens, and the last residual stream
+    [batch, pos, d_model] without one; `hook_output` is that stream in both cases, as is `stop_at_layer=n_layers`.
 
     Token types are a fact of the call: `facts={"token_types": [batch or 1, pos]}`; without it every token is of type 0.
     """
@@ -42,6 +67,10 @@ class Encoder(LanguageModel):
         assert isinstance(config, EncoderConfig)
         super()._build(config, position)
         del self.unembed
+        if config.masked_head is not None:
+            self.mlm_head = MaskedHead(config.masked_head, config)
+            tied = self.embed if config.tie_embeddings else None
+            self.unembed = Unembed(config.d_model, config.vocab_size, tied, True, config.logit_softcap)
         if config.token_types:
             self.W_types = nn.Parameter(torch.empty(config.token_types, config.d_model))
             self.hook_token_types = HookPoint("token_types", "batch pos d_model")
@@ -67,9 +96,15 @@ class Encoder(LanguageModel):
             raise ValueError("This model has no token types. Expected a call without facts['token_types'].")
         return x if self.ln_embed is None else self.ln_embed(x)
 
+    @property
+    def predicts_masked_tokens(self) -> bool:
+        """Whether there is a head, so that the output says which token stands at each position."""
+        return self.config.masked_head is not None
+
     def unembed_residual(self, x: Tensor) -> Tensor:
-        """The last residual stream itself, [batch, pos, d_model]."""
-        return self.hook_output(x if self.ln_final is None else self.ln_final(x))
+        """[batch, pos, d_model] -> [batch, pos, vocab] with a head for masked tokens, else the same stream."""
+        output: Tensor = self.hook_output(x if self.ln_final is None else self.ln_final(x))
+        return self.unembed(self.mlm_head(output)) if self.predicts_masked_tokens else output  # type: ignore[no-any-return]
 
     def forward(self, tokens: Any, *, return_type: str | None = "logits", **kwargs: Any) -> Any:
         """As for `Decoder.forward`, without a loss.
@@ -105,5 +140,16 @@ class Encoder(LanguageModel):
 
     @property
     def W_U(self) -> Tensor:
-        """Refused: there is no unembedding."""
-        raise ValueError("An encoder has no unembedding, hence no W_U and no logit lens.")
+        """[d_model, vocab] of the head for masked tokens; refused where there is none."""
+        if not self.predicts_masked_tokens:
+            raise ValueError(
+                "This encoder has no head that predicts masked tokens, hence no unembedding, no W_U and no logit lens."
+            )
+        return super().W_U
+
+    @property
+    def b_U(self) -> Tensor:
+        """[vocab] of the head for masked tokens; refused where there is none."""
+        if not self.predicts_masked_tokens:
+            raise ValueError("This encoder has no head that predicts masked tokens, hence no unembedding and no b_U.")
+        return super().b_U

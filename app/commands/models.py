@@ -78,6 +78,7 @@ def show_checkpoint(record: dict[str, Any]) -> None:
     facts = {
         "type": record["model_type"],
         "opens as": record["architecture"] or f"cannot be opened: {record['problem']}",
+        "output": record["gives"] or "not known before it is downloaded",
         "where": where,
         "licence": record["licence"] or "not stated",
         "parameters": f"{record['parameters']:,}, stored as {', '.join(record['stored_dtypes'])}"
@@ -88,6 +89,10 @@ def show_checkpoint(record: dict[str, Any]) -> None:
         "memory of a trace": f"about {size(record['trace_bytes_per_token'], 1000)} more for 1,000 tokens",
         "free memory here": size(record["free_memory_bytes"]),
     }
+    if record["reads_source"]:
+        facts["reads"] = "a source besides the text: --source of `workbench trace`"
+    if record["architecture"] is None:
+        del facts["output"]
     stdout().print(facts_table("checkpoint", record["name"], facts))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture_record import UnknownModel
+from models.configs import config_from_json
 from models.pretrained.family import UnsupportedCheckpoint
 from models.pretrained.folders import folder_called
 from models.pretrained.hub import cached, hub_id, listed, small_file
@@ -33,6 +34,8 @@ class Outlook:
         place: "folder", "cache" (of hub downloads) or "hub". problem: why it cannot be opened, in words; "" if it can.
         file_bytes: of its weights. download_bytes: of what is still to come. load_bytes: weights in memory.
         trace_bytes_per_token: about what one token of a trace takes on top of that while it runs.
+        gives: what its output is, in words; None before its files are here, where only they tell. reads_source: whether an encoder reads
+            another text first.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Outlook:
     download_bytes: int
     load_bytes: int | None
     trace_bytes_per_token: int | None
+    gives: str | None = None
+    reads_source: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -89,8 +94,8 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
     record = read_json(folder / "config.json")
     if is_published(folder):
         told = _converted(folder, list(stored))
-    else:  # written by models.save
-        told = {"architecture": record.get("architecture"), "config": None, "problem": ""}
+    else:
+        told = _saved(record)
     return Outlook(
         name=name,
         place=place,
@@ -104,6 +109,8 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
         download_bytes=0,
         load_bytes=loaded,
         trace_bytes_per_token=_per_token(told["config"]),
+        gives=_gives(told["config"]),
+        reads_source=hasattr(told["config"], "encoder_layers"),
     )
 
 
@@ -133,6 +140,8 @@ def _on_the_hub(name: str, dtype: str, cache_dir: Path | None) -> Outlook:
         download_bytes=sum(size or 0 for size in files.values()),
         load_bytes=None if parameters is None else parameters * BYTES.get(kind if dtype == "auto" else dtype, 4),
         trace_bytes_per_token=_per_token(told["config"]),
+        gives=None if hasattr(told["config"], "masked_head") else _gives(told["config"]),
+        reads_source=hasattr(told["config"], "encoder_layers"),
     )
 
 
@@ -145,6 +154,18 @@ def _converted(folder: Path, names: list[str]) -> Mapping[str, Any]:
     return {"architecture": conversion.architecture, "config": conversion.config, "problem": ""}
 
 
+def _saved(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same for a folder written by `models.save`."""
+    from models.registry import architecture
+
+    name = str(record.get("architecture"))
+    try:
+        config: Any = config_from_json(architecture(name).config, record.get("config") or {})
+    except (UnknownModel, ValueError) as error:
+        return {"architecture": None, "config": None, "problem": str(error)}
+    return {"architecture": name, "config": config, "problem": ""}
+
+
 def _per_token(config: Any) -> int | None:
     """Float32 logits and their logarithms, and what each layer keeps while it is read: a few streams and its hidden layer."""
     if config is None or not hasattr(config, "d_model"):
@@ -152,3 +173,14 @@ def _per_token(config: Any) -> int | None:
     hidden = max((getattr(mlp, "d_mlp", 0) for mlp in getattr(config, "mlps", []) if mlp is not None), default=0)
     layers = getattr(config, "n_layers", 1)
     return 4 * (3 * config.vocab_size + layers * 8 * config.d_model + 3 * hidden)
+
+
+def _gives(config: Any) -> str | None:
+    """What the output of a model of this configuration is."""
+    if config is None:
+        return None
+    if not hasattr(config, "masked_head"):
+        return "logits of the next token"
+    if config.masked_head is not None:
+        return "logits of masked tokens (an encoder with its head)"
+    return "the last residual stream (an encoder without a head for masked tokens)"

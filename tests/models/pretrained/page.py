@@ -43,10 +43,23 @@ The models root is a folder of model folders, `$WORKBENCH_MODELS` or `workbench 
 everywhere (`models.load("my-llama")`). Browsers can name folders under the root and hub ids, never paths.
 
 Without network, a hub id works if it was downloaded before. Else bring the folder: `hf download OWNER/NAME --local-dir FOLDER` on another
-computer, then pass its path or put it under the root. Encoders can be traced too; their runs have patterns and no predictions.
+computer, then pass its path or put it under the root.
 """
 FOOTER = """
-Encoders (`models.encoder.Encoder`) return the last residual stream, take `facts={"token_types": ...}`, and have `pooled` and `mean_pooled`.
+## Encoders: with and without a head
+
+```
+model = models.load("google-bert/bert-base-uncased")       # holds the head that predicts masked tokens
+logits, cache = model.run_with_cache("the capital of france is [MASK].")         # what stands at each position: [batch, pos, vocab]
+stream = cache["hook_output"]                                                    # [batch, pos, d_model]
+sentence = model.mean_pooled(stream)
+```
+
+BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT checkpoints (`models.encoder.Encoder`) open with the head for masked tokens where it is
+stored (`model.predicts_masked_tokens`), and their logits are its; checkpoints without it (sentence embedders such as MiniLM, `BertModel`)
+return the last residual stream instead and have no unembedding. `workbench models NAME` says which it is. Heads for classes, spans and the
+next sentence are left out. `pooled(stream)` needs a pooler, which many lack. `facts={"token_types": ...}` names sentences A and B. Runs
+keep the patterns in any case and, with the head, what it would put at each position; a `[MASK]` in the text is read as the token of that name.
 
 ## T5: a source and a text
 
@@ -86,7 +99,7 @@ A `config.json` beside the file, or in the folder, with the published settings (
 - HRM-Text with biases. Its early fast runs carry no gradient in transformers, here all do.
 - Runs (`workbench trace`) of an encoder-decoder keep no pattern over the source; the command line and the dashboard name no source.
 - RecurrentGemma and xLSTM in transformers let padding into their memories. They are compared with its reading of every text by itself.
-- Pretraining heads of encoders (masked language modelling) are left out.
+- Heads of encoders other than that for masked tokens (classes, spans, the next sentence) are left out.
 - 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there. 16-bit T5: infinities are not clamped.
 - UMT5: what is unembedded is multiplied by d_model^−½ unless config.json has `tie_word_embeddings: false`, as by older versions of
   transformers; version 5 multiplies always. The order of the logits is the same.
@@ -143,18 +156,23 @@ def same_tokens(both: Pair) -> int:
 
 
 def encoder_row(both: Pair) -> dict[str, str]:
-    """The same for an encoder: output, streams and patterns."""
+    """The same for an encoder: logits of its head or else its output, streams and patterns."""
     tokens, mask = test_encoders.padded(both.theirs.config.pad_token_id)
     with torch.no_grad():
         expected: Any = both.theirs(
             tokens, attention_mask=mask.long(), output_hidden_states=True, output_attentions=True
         )
-        output, cache = both.ours.run_with_cache(tokens, mask=mask)
+        logits, cache = both.ours.run_with_cache(tokens, mask=mask)
     layers = range(LAYERS)
     streams = max(largest((cache["resid_pre", i] - expected.hidden_states[i])[mask]) for i in layers)
     patterns = max(largest((cache["pattern", i] - expected.attentions[i]).transpose(1, 2)[mask]) for i in layers)
-    out = largest((output - expected.hidden_states[-1])[mask])
-    return {"logits": f"{shown(out)} (output)", "streams": shown(streams), "patterns": shown(patterns)}
+    head = both.ours.predicts_masked_tokens
+    out = largest((logits - (expected.logits if head else expected.hidden_states[-1]))[mask])
+    return {
+        "logits": f"{shown(out)} ({'masked tokens' if head else 'output'})",
+        "streams": shown(streams),
+        "patterns": shown(patterns),
+    }
 
 
 def main() -> None:

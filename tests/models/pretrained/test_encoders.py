@@ -17,15 +17,21 @@ from tests.models.pretrained.reference import HEADS, LAYERS, LENGTH, SIZES, VOCA
 
 EXACT = 1e-10
 BERT = {**SIZES, "intermediate_size": 48, "type_vocab_size": 2}
+ROBERTA = {**BERT, "pad_token_id": 1, "type_vocab_size": 1}
+DISTILBERT = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": 64, "n_layers": LAYERS, "n_heads": HEADS, "dim": WIDTH,
+    "hidden_dim": 48, "pad_token_id": 0,
+}  # fmt: skip
 CASES = {
     "bert": Case("BertModel", {**BERT, "pad_token_id": 0}),
-    "bert-without-pooler": Case("BertForMaskedLM", {**BERT, "pad_token_id": 0}),
-    "roberta": Case("RobertaModel", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}),
-    "distilbert": Case(
-        "DistilBertModel",
-        {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "n_layers": LAYERS, "n_heads": HEADS, "dim": WIDTH}
-        | {"hidden_dim": 48, "pad_token_id": 0},
-    ),
+    "bert-masked": Case("BertForMaskedLM", {**BERT, "pad_token_id": 0, "hidden_act": "gelu_new"}),
+    "bert-classes": Case("BertForTokenClassification", {**BERT, "pad_token_id": 0}),
+    "roberta": Case("RobertaModel", ROBERTA),
+    "roberta-masked": Case("RobertaForMaskedLM", {**ROBERTA, "hidden_act": "relu"}),
+    "xlm-roberta-masked": Case("XLMRobertaForMaskedLM", {**ROBERTA, "tie_word_embeddings": False}),
+    "camembert-masked": Case("CamembertForMaskedLM", ROBERTA),
+    "distilbert": Case("DistilBertModel", DISTILBERT),
+    "distilbert-masked": Case("DistilBertForMaskedLM", {**DISTILBERT, "activation": "relu"}),
 }
 EXPECTED_SHA = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -53,15 +59,21 @@ def test_outputs_streams_and_patterns(both: Pair) -> None:
         expected = both.theirs(
             tokens, attention_mask=mask.long(), output_hidden_states=True, output_attentions=True, **more
         )
-        output, cache = both.ours.run_with_cache(tokens, mask=mask, facts={"token_types": kinds} if typed else None)
+        logits, cache = both.ours.run_with_cache(tokens, mask=mask, facts={"token_types": kinds} if typed else None)
         unwatched = both.ours(tokens, mask=mask, facts={"token_types": kinds} if typed else None)
+    assert isinstance(both.ours, Encoder)
+    output = cache["hook_output"]
     assert largest((output - expected.hidden_states[-1])[mask]) < EXACT
-    assert largest((unwatched - output)[mask]) < EXACT
+    assert largest((unwatched - logits)[mask]) < EXACT
+    assert both.ours.predicts_masked_tokens == both.case.model.endswith("ForMaskedLM")
+    if both.ours.predicts_masked_tokens:
+        assert largest((logits - expected.logits)[mask]) < EXACT < largest(logits) and logits.shape[-1] == VOCABULARY
+    else:
+        assert torch.equal(logits, output)
     for layer in range(LAYERS):
         assert largest((cache["resid_pre", layer] - expected.hidden_states[layer])[mask]) < EXACT
         assert largest((cache["pattern", layer] - expected.attentions[layer]).transpose(1, 2)[mask]) < EXACT
     assert largest(cache["pattern", 0].triu(1)) > 0.01, "tokens read the future"
-    assert isinstance(both.ours, Encoder)
     if both.ours.config.pooler:
         assert largest(both.ours.pooled(output) - expected.pooler_output) < EXACT
 
@@ -78,6 +90,9 @@ def test_what_an_encoder_refuses(both: Pair) -> None:
     if not both.ours.config.pooler:
         with pytest.raises(ValueError, match="no pooler"):
             both.ours.pooled(both.ours(tokens))
+    if not both.ours.predicts_masked_tokens:
+        with pytest.raises(ValueError, match=r"no head that predicts masked tokens.*no W_U"):
+            _ = both.ours.W_U
 
 
 def test_hooks_change_the_output_and_models_are_saved(both: Pair, tmp_path: Path) -> None:
@@ -88,6 +103,44 @@ def test_hooks_change_the_output_and_models_are_saved(both: Pair, tmp_path: Path
         assert largest(plain - edited) > 1e-3
         models.save(both.ours, tmp_path / "saved")
         assert largest(models.load(tmp_path / "saved", dtype=torch.float64)(tokens) - plain) < 1e-12
+
+
+def test_a_head_and_a_pooler_at_once(tmp_path: Path) -> None:
+    """A checkpoint of all of BERT's pretraining; of its two heads the one for the next sentence is left out."""
+    both = pair(Case("BertForPreTraining", {**BERT, "pad_token_id": 0}), tmp_path)
+    assert isinstance(both.ours, Encoder)
+    tokens, mask = padded(0)
+    with torch.no_grad():
+        expected = both.theirs(tokens, attention_mask=mask.long())
+        of_theirs = both.theirs.bert(tokens, attention_mask=mask.long())
+        logits, cache = both.ours.run_with_cache(tokens, mask=mask)
+    assert largest((logits - expected.prediction_logits)[mask]) < EXACT
+    assert largest(both.ours.pooled(cache["hook_output"]) - of_theirs.pooler_output) < EXACT
+    assert largest(both.ours(tokens, mask=mask, stop_at_layer=LAYERS)[mask] - cache["hook_output"][mask]) < 1e-12
+
+
+def test_the_head_is_hooked() -> None:
+    """By hand: W_U LN(act(W x + b)) + b_U, from what its hook points saw."""
+    from models.attention.site import AttentionConfig
+    from models.encoder import EncoderConfig
+    from models.parts.channel_mixers import MLPConfig
+
+    config = EncoderConfig(
+        2, 16, 40, 12, AttentionConfig(4, causal=False), MLPConfig(24), norm_placement="after", masked_head="relu"
+    )
+    model = Encoder(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        tokens = torch.arange(7)[None] * 5
+        logits, cache = model.run_with_cache(tokens)
+        head = model.mlm_head
+        asked = cache["hook_output"] @ head.dense.weight.T + head.dense.bias
+        assert largest(cache["mlm_head.hook_pre"] - asked) < 1e-12
+        hidden = torch.nn.functional.layer_norm(cache["mlm_head.hook_pre"].relu(), (16,), head.ln.w, head.ln.b)
+        assert largest(logits - (hidden @ model.W_U + model.b_U)) < 1e-12
+        without = model.run_with_hooks(tokens, hooks=[("mlm_head.hook_post", lambda x, hook: 0 * x)])
+        assert largest(without - (model.b_U + head.ln.b @ model.W_U)) < 1e-12
 
 
 def test_both_directions_are_asked_for() -> None:
