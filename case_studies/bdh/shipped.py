@@ -6,6 +6,7 @@ anew; they come from the distribution that `bdh-concepts` was trained on. The mo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ def concepts(context: Context) -> dict[str, Any]:
         return {"skipped": True}
     settings = context.settings
     model, names = shipped(settings["concept_model"]), settings["concepts"]
+    exact = copy.deepcopy(model).double()  # a few of millions of synapses change predictions by less than float32 shows
     rows, traces = [], {}
     for number, concept in enumerate(names):
         context.progress(number / len(names), f"synapses of {concept}")
@@ -89,7 +91,7 @@ def concepts(context: Context) -> dict[str, Any]:
         )  # fmt: skip
         held_out = [text for text, seen in zip(texts["en"][0], found.discovery, strict=False) if not seen]
         cause = causal_check(
-            model, found.synapses[:MUTED], held_out, n_matched=settings["matched"], pool=1000, n_bootstrap=100,
+            exact, found.synapses[:MUTED], held_out, n_matched=settings["matched"], pool=1000, n_bootstrap=100,
             cancel=context.cancel,
         )  # fmt: skip
         across = {name: moved.mean_across(name) for name in ("best synapse", *NEURONS)}
