@@ -144,6 +144,25 @@ class EncoderDecoder(LanguageModel):
         twin.bound = source if isinstance(source, Source) else (self.to_tokens(source), mask)
         return twin
 
+    def bound_source(self) -> tuple[list[int] | None, int]:
+        """What calls that name no source read: the token ids of its one sequence (None if it was bound as read already), and how many
+        tokens it has.
+
+        Raises:
+            ValueError: no source, or a batch of them.
+        """
+        given = self.bound if self.bound is not None else self.config.source
+        if given is None:
+            raise ValueError(f"{self.name} reads a source besides the text. Expected model.with_source(...).")
+        if isinstance(given, Source):
+            sequences, count, ids = given.stream.shape[0], given.stream.shape[1], None
+        else:
+            tokens = given[0] if isinstance(given[0], Tensor) else torch.tensor(given)[None]
+            sequences, count, ids = tokens.shape[0], tokens.shape[1], tokens[0].tolist()
+        if sequences != 1:
+            raise ValueError(f"The model is bound to a batch of {sequences} sources. Expected one.")
+        return ids, count
+
     def _source(self, facts: dict[str, Any], batch: int) -> Source:
         """The source of a call, read now (once for each of the batch's texts) unless it was before; takes what names it from the facts."""
         source, mask = facts.pop("source", None), facts.pop("source_mask", None)

@@ -84,11 +84,12 @@ def reading(model: Any, source: str | None, text: str) -> tuple[Any, str | Tenso
         if source is not None:
             raise Failure(f"--source: {model.name} has no encoder that would read it", "Leave --source out.")
         return model, text
-    if source is None:
+    if source is None and model.config.source is None:
         raise Failure(f"{model.name} is an encoder-decoder", 'Say what its encoder reads: --source "some text".')
     import torch
 
-    return model.with_source(source), torch.cat([model.start_tokens(1), model.to_tokens(text)], dim=1)
+    bound = model if source is None else model.with_source(source)
+    return bound, torch.cat([model.start_tokens(1), model.to_tokens(text)], dim=1)
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:

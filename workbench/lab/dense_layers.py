@@ -96,9 +96,11 @@ def add_states(record: dict[str, Any], arrays: dict[str, np.ndarray], slots: Seq
         record["states"] = described
 
 
-def not_stored(record: dict[str, Any], kept: str, rows: int, length: int, slots: Sequence[StateSlot]) -> list[str]:
+def not_stored(
+    record: dict[str, Any], kept: str, rows: int, length: int, slots: Sequence[StateSlot], columns: int
+) -> list[str]:
     """What a run leaves out of this layer, sentence by sentence. `kept` of its pattern: `"whole"`, `"rows"`, `"none"` or `"absent"`."""
-    cells = f"{record['n_heads']} × {length} × {length}"
+    cells = f"{record['n_heads']} × {length} × {columns}"
     words = {
         "whole": [],
         "rows": [f"The pattern is stored pooled, and exactly at {rows} of its {length} rows."],

@@ -12,6 +12,8 @@ tokens in the memory of a few tiles:
 A window of w lets token i see j with i − j < w. With `pattern.causal` false (softmax only) every token sees every
 token within the window on either side. Cells that a row cannot see are 0. Head h reads key group ⌊h · n_key_heads /
 n_heads⌋, and likewise for values. Arithmetic is float64, results are float32. numpy only.
+
+A layer whose record says `n_columns` reads another text: its columns are that many tokens of the source, and every row sees them all.
 """
 
 from __future__ import annotations
@@ -76,11 +78,13 @@ class PatternFactors:
         self.alibi_slopes: list[float] | None = layer.get("alibi_slopes")
         self.pattern_record: dict = layer.get("pattern") or {}
         self.causal = bool(self.pattern_record.get("causal", True))
+        self.reads_source = layer.get("n_columns") is not None
         self._arrays = {name: arrays[name] for name in FACTORS if name in arrays}
         self._decays: dict[int, Any] = {}
         self._rules: dict[int, DeltaRule] = {}
         self._band: tuple[int, np.ndarray, np.ndarray] | None = None
         self._check(length)
+        self.columns: int = layer["n_columns"] if self.reads_source else self.length
 
     @classmethod
     def from_run(cls, run: Run, layer: int) -> Self:
@@ -101,7 +105,8 @@ class PatternFactors:
         if missing:
             raise FactorError(f"{where} lacks the factor(s) {', '.join(missing)}")
         self.length = length or 0
-        for name, axis in (("query", 1), ("pattern", 2), ("pattern_rows", 2)):
+        told = (("pattern", 1),) if self.reads_source else (("query", 1), ("pattern", 2), ("pattern_rows", 2))
+        for name, axis in told:
             if name in self._arrays and self._arrays[name].ndim > axis:
                 self.length = self._arrays[name].shape[axis]
         for name, array in self._arrays.items():
@@ -152,7 +157,7 @@ class PatternFactors:
     def row(self, head: int, query: int) -> np.ndarray:
         """Where token `query` reads from: float32 [key], 0 for tokens that it cannot see."""
         row = np.array([self._position(query, "query")])
-        return self._tile(self._head(head), row, np.arange(self.length))[0].astype(np.float32)
+        return self._tile(self._head(head), row, np.arange(self.columns))[0].astype(np.float32)
 
     def visible(self, queries: Positions = slice(None), keys: Positions = slice(None)) -> np.ndarray:
         """Which cells exist, rather than being 0: bool [query, key]."""
@@ -184,16 +189,16 @@ class PatternFactors:
 
         nan where no row can see a source (the last token of a strict layer).
         """
-        everything, total = np.arange(self.length), np.zeros(self.length)
-        for _, column, tile in self._tiles(self._head(head), everything, everything):
+        total = np.zeros(self.columns)
+        for _, column, tile in self._every_tile(self._head(head)):
             total[column : column + tile.shape[1]] += np.abs(tile).sum(0)
         return self._mean_over_readers(total)
 
     def entropy(self, head: int) -> np.ndarray:
         """Entropy of each row in nats: float32 [query]. FactorError unless rows are probabilities."""
         self._need_probabilities()
-        everything, total = np.arange(self.length), np.zeros(self.length)
-        for row, _, tile in self._tiles(self._head(head), everything, everything):
+        total = np.zeros(self.length)
+        for row, _, tile in self._every_tile(self._head(head)):
             total[row : row + tile.shape[0]] += _entropy_terms(tile)
         return total.astype(np.float32)
 
@@ -204,6 +209,10 @@ class PatternFactors:
         """
         if n < 1:
             raise FactorError(f"an offset profile needs at least one distance, got n = {n}")
+        if self.reads_source:
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) reads another text: there is no distance between its rows and columns"
+            )
         head, total = self._head(head), np.zeros(n)
         for start in range(0, self.length, TILE_ROWS):
             rows = np.arange(start, min(start + TILE_ROWS, self.length))
@@ -224,14 +233,14 @@ class PatternFactors:
         """What a trace run stores beside the factors, computed in one pass over the tiles, as float32.
 
         `overview` [head, P, P] with P = min(T, size), `received` [head, pos], and where rows are probabilities
-        `entropy` [head, pos].
+        `entropy` [head, pos]. Columns of a layer that reads a source are the source's.
         """
-        everything, probabilities = np.arange(self.length), not self._why_no_probabilities()
+        probabilities = not self._why_no_probabilities()
         collected: dict[str, list[np.ndarray]] = {"overview": [], "received": []}
         for head in range(self.n_heads):
-            pool = StreamingPool(self.length, self.length, size, size)
-            received, entropy = np.zeros(self.length), np.zeros(self.length)
-            for row, column, tile in self._tiles(head, everything, everything):
+            pool = StreamingPool(self.length, self.columns, size, size)
+            received, entropy = np.zeros(self.columns), np.zeros(self.length)
+            for row, column, tile in self._every_tile(head):
                 pool.add(row, column, tile)
                 received[column : column + tile.shape[1]] += np.abs(tile).sum(0)
                 if probabilities:
@@ -243,6 +252,9 @@ class PatternFactors:
         return {name: np.stack(values).astype(np.float32) for name, values in collected.items()}
 
     # ---- tiles ------------------------------------------------------------------------------------------------------
+
+    def _every_tile(self, head: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        return self._tiles(head, np.arange(self.length), np.arange(self.columns))
 
     def _tiles(self, head: int, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         """Tiles that have something to see, with their place in `rows` × `columns`."""
@@ -303,6 +315,8 @@ class PatternFactors:
         return places
 
     def _visible(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        if self.reads_source:
+            return np.ones((len(rows), len(columns)), dtype=bool)
         distance = rows[:, None] - columns[None, :]
         window = self.length if self.window is None else self.window
         if self.causal:
@@ -310,6 +324,8 @@ class PatternFactors:
         return np.abs(distance) < window
 
     def _mean_over_readers(self, total: np.ndarray) -> np.ndarray:
+        if self.reads_source:
+            return _divide(total, np.full(len(total), self.length))
         position = np.arange(self.length)
         window = self.length if self.window is None else self.window
         last = np.minimum(position + window, self.length)
@@ -368,21 +384,26 @@ class PatternFactors:
         return int(head)
 
     def _position(self, position: int, what: str) -> int:
-        if not isinstance(position, (int, np.integer)) or not 0 <= position < self.length:
-            raise FactorError(f"{what} {position!r} is no position: the run has {self.length} tokens, counted from 0")
+        size = self._size(what)
+        if not isinstance(position, (int, np.integer)) or not 0 <= position < size:
+            whose = "source" if self.reads_source and what == "key" else "run"
+            raise FactorError(f"{what} {position!r} is no position: the {whose} has {size} tokens, counted from 0")
         return int(position)
+
+    def _size(self, what: str) -> int:
+        return self.columns if what == "key" else self.length
 
     def _positions(self, positions: Positions, what: str) -> np.ndarray:
         if isinstance(positions, slice):
-            chosen = np.arange(self.length)[positions]
+            chosen = np.arange(self._size(what))[positions]
         else:
             chosen = np.asarray(positions)
             if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
                 raise FactorError(f"{what} positions are a slice or a list of whole numbers, got {positions!r}")
-            for position in chosen[(chosen < 0) | (chosen >= self.length)][:1]:
+            for position in chosen[(chosen < 0) | (chosen >= self._size(what))][:1]:
                 self._position(int(position), what)
         if not len(chosen):
-            raise FactorError(f"no {what} positions are chosen: {positions!r} of {self.length} tokens is empty")
+            raise FactorError(f"no {what} positions are chosen: {positions!r} of {self._size(what)} tokens is empty")
         return chosen
 
 

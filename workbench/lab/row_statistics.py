@@ -48,6 +48,10 @@ def rows_of(factors: PatternFactors, most: int = MOST_ROWS) -> np.ndarray:
         raise FactorError(
             f"layer {factors.index} ({factors.kind}) stores only some rows of its pattern, so its heads are not measured"
         )
+    if factors.reads_source:
+        raise FactorError(
+            f"layer {factors.index} ({factors.kind}) reads another text, in which no token is the reader's own or the one before it"
+        )
     every = np.arange(1, factors.length)
     if len(every) <= most:
         return every

@@ -39,7 +39,7 @@ MODEL_FIELDS = (
 )  # fmt: skip
 # What a writer may set; the other fields (id, created, arrays, ...) are the writer's own.
 SETTABLE: dict[str, Any] = {
-    "title": "", "model": None, "text": None, "tokens": None, "interventions": [], "settings": {}, "results": {},
+    "title": "", "model": None, "text": None, "tokens": None, "source": None, "interventions": [], "settings": {}, "results": {},
     "seed": None, "code_version": None, "machine": None, "seconds": None, "layers": [], "hook_points": [],
 }  # fmt: skip
 
@@ -206,7 +206,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
                             ("hook_points", list), ("figures", dict)):  # fmt: skip
         _require(isinstance(manifest.get(field, expected()), expected), f"{field} is not a {expected.__name__}")
     _check_model(manifest["model"], required=kind == "trace")
-    _check_tokens(manifest.get("tokens"), required=kind == "trace")
+    _check_tokens(manifest.get("tokens"), "tokens", required=kind == "trace")
+    _check_tokens(manifest.get("source"), "source", required=False)
     _check_array_table(manifest["arrays"])
     for name, figure in manifest.get("figures", {}).items():
         described = isinstance(figure, dict) and isinstance(figure.get("sha256"), str)
@@ -218,6 +219,13 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         )
     numbers = [check_layer(layer) for layer in manifest.get("layers", [])]
     _require(numbers == sorted(set(numbers)), f"layers are numbered {numbers}, expected increasing numbers")
+    told = len((manifest.get("source") or {}).get("strings", ()))
+    for layer in manifest.get("layers", []):
+        columns = layer.get("n_columns")
+        _require(
+            columns in (None, told),
+            f"layer {layer['layer']} has {columns} columns, expected the source's {told} tokens",
+        )
     if kind == "trace":
         check_trace(manifest)
 
@@ -234,21 +242,26 @@ def _check_model(model: object, required: bool) -> None:
     _require(provenance in PROVENANCES, f"model.provenance is {provenance!r}, expected one of {', '.join(PROVENANCES)}")
 
 
-def _check_tokens(tokens: object, required: bool) -> None:
+def _check_tokens(tokens: object, field: str, required: bool) -> None:
     if tokens is None and not required:
         return
     if not isinstance(tokens, dict):
-        raise RunError("tokens is missing, expected {ids, strings, tokenizer}")
+        raise RunError(f"{field} is missing, expected {{ids, strings, tokenizer}}")
     ids, strings = tokens.get("ids"), tokens.get("strings")
     _require(
-        isinstance(ids, list) and all(_is(token, int) for token in ids), "tokens.ids is not a list of whole numbers"
+        isinstance(ids, list) and all(_is(token, int) for token in ids), f"{field}.ids is not a list of whole numbers"
     )
     _require(
         isinstance(strings, list) and all(isinstance(text, str) for text in strings),
-        "tokens.strings is not a list of texts",
+        f"{field}.strings is not a list of texts",
     )
     assert isinstance(ids, list) and isinstance(strings, list)
-    _require(len(ids) == len(strings), f"tokens has {len(ids)} ids but {len(strings)} strings")
+    _require(len(ids) == len(strings), f"{field} has {len(ids)} ids but {len(strings)} strings")
+    named = tokens.get("predicted", {})
+    _require(
+        isinstance(named, dict) and all(isinstance(text, str) for text in named.values()),
+        f"{field}.predicted is not an object of texts by token id",
+    )
 
 
 def _check_array_table(arrays: object) -> None:
@@ -298,6 +311,11 @@ def check_layer(layer: object) -> int:
         window is None or (_is(window, int) and window >= 1),
         f"{where} window is {window!r}, expected null or at least 1",
     )
+    columns = layer.get("n_columns")
+    _require(
+        columns is None or (_is(columns, int) and columns >= 1 and form == "dense"),
+        f"{where} n_columns is {columns!r}, expected a positive number, of a dense layer, or null",
+    )
     for field, default in (("pattern", {}), ("state", None), ("signals", [])):
         value = layer.get(field, default)
         _require(value is None or isinstance(value, type(default) if default is not None else dict),
@@ -327,6 +345,8 @@ def check_trace(manifest: dict[str, Any]) -> None:
     check("loss", length)
     check("next.log_probs", length, None)
     check("next.ids", length, None)
+    check("here.log_probs", length, None)
+    check("here.ids", length, None)
     check("resid_norm", None, length)
     pooled = min(length, OVERVIEW_SIZE)
     for layer in manifest["layers"]:
@@ -337,15 +357,17 @@ def check_trace(manifest: dict[str, Any]) -> None:
         check(prefix + "key", layer.get("n_key_heads", heads), length, None, required=factors)
         check(prefix + "value", layer.get("n_value_heads", heads), length, None, required=factors)
         check(prefix + "log_normaliser", heads, length, required=form == "softmax")
-        check(prefix + "pattern", heads, length, length, required=form == "dense" and not layer.get("not_stored"))
-        check(prefix + "pattern_rows", heads, None, length)
+        columns = layer.get("n_columns") or length
+        check(prefix + "pattern", heads, length, columns, required=form == "dense" and not layer.get("not_stored"))
+        check(prefix + "pattern_rows", heads, None, columns)
         by_row = len(arrays.get(prefix + "log_decay", {}).get("shape", ())) == 3
         check(prefix + "log_decay", heads, length, *([None] if by_row else []))
         check(prefix + "write", heads, length, required=form == "delta")
         for name in ("x", "y"):
             check(prefix + name, heads, length, None)
-        check(f"overview.{index}", heads, pooled, pooled)
-        for name in ("entropy", "received", "state_norm"):
+        check(f"overview.{index}", heads, pooled, min(columns, OVERVIEW_SIZE))
+        check(f"received.{index}", heads, columns)
+        for name in ("entropy", "state_norm"):
             check(f"{name}.{index}", heads, length)
         for slot in layer.get("states") or []:
             _check_slot(slot, index, arrays)

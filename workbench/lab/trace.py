@@ -30,6 +30,7 @@ from workbench.lab.dense_layers import (
     spread,
 )
 from workbench.lab.layer_arrays import add_layer_arrays, log_normaliser
+from workbench.lab.predictions import add_predictions
 from workbench.lab.run_writer import RunWriter
 from workbench.lab.runs import RunStore
 
@@ -70,7 +71,8 @@ def trace_run(
     """Run `model` on one text and write a trace run (docs/architecture.md, section 4).
 
     Args:
-        model: a hooked decoder with `mixers` and, for text, a tokenizer. text: text, or token ids [pos] or [1, pos].
+        model: a hooked decoder with `mixers` and, for text, a tokenizer; one that reads a source, bound to it (`with_source`).
+        text: text, or token ids [pos] or [1, pos].
         store: where the run goes. title: shown in lists (default: the text's beginning).
         interventions: applied during the run and recorded in it (declarative ones: a function cannot be written down).
         layers: store factors of these layers only (None: all); negative ones count from the last.
@@ -100,7 +102,9 @@ def trace_run(
     length = tokens.shape[1]
     chosen = _chosen_layers(layers, model.n_layers)
     overwritten = _overwritten(model, interventions)
-    plans = {layer: _plan(model, layer, tokens, overwritten.get(layer, set())) for layer in chosen}
+    source = _source_record(model)
+    n_source = len(source.get("ids", ()))
+    plans = {layer: _plan(model, layer, tokens, overwritten.get(layer, set()), n_source) for layer in chosen}
     stream = _stream_points(model)
     wanted = [p.name for p in stream] + [address for plan in plans.values() for address in plan.addresses]
     names = list(dict.fromkeys(wanted))
@@ -122,8 +126,7 @@ def trace_run(
             records.append(_add_layer(run, plans[layer], cache, length))
         step(0.92, "storing predictions")
         run.add_array("tokens", tokens[0].cpu().numpy().astype(np.int32), axes=("pos",))
-        if getattr(model, "predicts_next_token", True):
-            _add_predictions(run, logits[0].float(), tokens[0])
+        predicted = add_predictions(run, model, logits[0], tokens[0])
         # one step of a model that repeats its blocks: the last pass is what the head reads
         norms = [cache[last_step(point)][0].norm(dim=-1) for point in stream]
         run.add_array("resid_norm", torch.stack(norms).cpu().numpy(), axes=("depth", "pos"))
@@ -132,7 +135,9 @@ def trace_run(
                 "ids": ids,
                 "strings": strings,
                 "tokenizer": model.tokenizer.name if model.tokenizer is not None else "none",
+                "predicted": predicted,
             },
+            source=source or None,
             layers=records,
             hook_points=[_hook_record(point) for point in model.hook_points.points.values()],
             interventions=[item.to_json() for item in interventions],
@@ -190,6 +195,7 @@ def _overwritten(model: HookedModel, interventions: Sequence[Intervention]) -> d
 class _Plan:
     """What is kept of one layer: its factors and signals always; of a dense or overwritten layer the pattern and states as they were.
 
+    `columns`: of its pattern, the tokens of the run or of its source.
     `kept` of the pattern: `"whole"`, `"rows"` (these `rows`, and the overview), `"none"` (too large), `"absent"` (the mixer has none).
     """
 
@@ -201,6 +207,7 @@ class _Plan:
     kept: str = "whole"
     rows: tuple[int, ...] | None = None
     slots: Sequence[StateSlot] = ()
+    columns: int = 0
 
     @property
     def addresses(self) -> list[str]:
@@ -220,15 +227,39 @@ def _own_signals(mixer: Any) -> dict[str, tuple[HookPoint, str, str | None]]:
     return getattr(mixer, "signal_points", {})
 
 
-def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str]) -> _Plan:
+def reads_source(mixer: Any) -> bool:
+    """Whether the columns of a mixer's pattern are the tokens of a source, not the run's own."""
+    return bool(getattr(mixer, "reads_source", False))
+
+
+def _source_record(model: Any) -> dict[str, Any]:
+    """The source that a model is bound to, as a manifest has it; {} for models that read none. Ids that only the encoder saw are −1."""
+    if not hasattr(model, "with_source"):
+        return {}
+    ids, count = model.bound_source()
+    if ids is None:
+        return {
+            "ids": [-1] * count,
+            "strings": [str(place) for place in range(count)],
+            "tokenizer": "none",
+            "text": None,
+        }
+    if model.tokenizer is None:
+        return {"ids": ids, "strings": [str(token) for token in ids], "tokenizer": "none", "text": None}
+    text = model.to_string(torch.tensor(ids))
+    return {"ids": ids, "strings": model.tokenizer.token_strings(ids), "tokenizer": model.tokenizer.name, "text": text}
+
+
+def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str], n_source: int) -> _Plan:
     length, mixer = tokens.shape[1], model.mixers[layer]
+    columns = n_source if reads_source(mixer) else length
     points = [point for point in model.hook_points.points.values() if point.layer_index == layer]
     signals = [p for p in points if p.role in SIGNALS and {"head", "pos"} <= set(p.axes) and len(p.axes) == 4]
     record = mixer.describe()
     dense = record["form"] in ("dense", None)
     if not (dense or overwritten):
         return _Plan(layer, mixer, signals, overwritten)
-    cells = record["n_heads"] * length**2
+    cells = record["n_heads"] * length * columns
     if overwritten and not dense and cells > LARGEST_PATTERN:
         raise ValueError(
             f"The interventions overwrite the {' and '.join(sorted(overwritten))} of layer {layer}, so its pattern must be stored whole: "
@@ -242,7 +273,7 @@ def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str])
     states = [] if main is None else [main, *(p for p in points if p.role == "state" and p is not main)]
     slots = plan_slots(model, tokens, states, length, STORED_STATE_NUMBERS)
     rows = spread(length, STORED_ROWS) if kept == "rows" else None
-    return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots)
+    return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots, columns)
 
 
 def _stream_points(model: HookedModel) -> list[HookPoint]:
@@ -257,6 +288,8 @@ def _add_layer(run: RunWriter, plan: _Plan, cache: Any, length: int) -> dict[str
     layer, mixer = plan.layer, plan.mixer
     record: dict[str, Any] = {"layer": layer, **mixer.describe()}
     record["pattern"] = pattern_record(record["pattern"])
+    if reads_source(mixer):
+        record["n_columns"] = plan.columns
     if record["form"] == "softmax":
         width = mixer.d_head
         record["state"] = {
@@ -298,7 +331,7 @@ def _store_as_it_was(
         meta["rows_sum_to"] = 1 if meta["rows_sum_to"] == 1 and sums_to_one else None
         meta["exact"] = meta["exact"] and "state" not in plan.overwritten
         factors["pattern"] = pattern
-    left_out = not_stored(record, plan.kept, len(plan.rows or ()), length, plan.slots)
+    left_out = not_stored(record, plan.kept, len(plan.rows or ()), length, plan.slots, plan.columns)
     if left_out:
         record["not_stored"] = left_out
     record["form"] = "dense"
@@ -338,16 +371,6 @@ def pattern_record(meta: dict[str, Any]) -> dict[str, Any]:
         "rows_sum_to": 1 if meta["rows_sum_to"] == "1" else None,
         "causal": meta["causal"] != "none",
     }
-
-
-def _add_predictions(run: RunWriter, logits: Tensor, tokens: Tensor) -> None:
-    log_probs = logits.log_softmax(-1)
-    loss = np.full(len(tokens), np.nan, dtype=np.float32)
-    loss[1:] = -log_probs[:-1].gather(1, tokens[1:, None])[:, 0].cpu().numpy()
-    best = log_probs.topk(min(10, log_probs.shape[-1]), dim=-1)
-    run.add_array("loss", loss, axes=("pos",), unit="nats")
-    run.add_array("next.log_probs", best.values.cpu().numpy(), axes=("pos", "rank"), unit="nats")
-    run.add_array("next.ids", best.indices.cpu().numpy().astype(np.int32), axes=("pos", "rank"))
 
 
 def _hook_record(point: HookPoint) -> dict[str, Any]:
