@@ -23,6 +23,7 @@ from workbench.lab.tasks import (
 RECALL = ["copy", "induction", "associative_recall", "selective_copy", "passkey", "flip_flop"]
 TRACKING = ["counting", "parity", "permutations"]
 NAMES = RECALL + TRACKING
+ELSEWHERE = ["delay", "facts", "lookup", "nth_latest", "same_different"]  # their own file: test_lookup_tasks.py
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -233,7 +234,7 @@ def test_a_task_of_ones_own_is_listed_and_no_name_is_taken_twice() -> None:
 
 def test_the_list_of_tasks_is_complete_and_its_defaults_work() -> None:
     records = {record.name: record for record in list_tasks()}
-    assert sorted(records) == sorted(NAMES)
+    assert sorted(records) == sorted(NAMES + ELSEWHERE)
     for name, record in records.items():
         assert record.description.endswith(".") and "arXiv" in record.paper
         assert make_task(name, **record.options).describe() == make_task(name).describe()
