@@ -24,7 +24,7 @@ from .visibility import Visibility
 NOTHING = -1e30  # score of a cell that may not be read; finite, since 0 · −inf is no number
 FAINT = (
     -120.0
-)  # weights below 2^−120 of the row's largest count as that: under 2^−126 arithmetic takes the processor's slow path
+)  # weights below 2^−120 of the row's largest count as 0: under 2^−126 arithmetic takes the processor's slow path
 PER_ROW = {  # a statistic, and the fields of the result that hold it
     "log_normaliser": ("log_normaliser",),
     "entropy": ("entropy",),
@@ -34,6 +34,7 @@ PER_ROW = {  # a statistic, and the fields of the result that hold it
     "previous": ("previous",),
     "distance": ("distance", "distance_squared"),
 }
+SUMS_OF_ROWS = {"first", "self_weight", "previous", "distance", "distance_squared", "features", "top_weights"}
 
 
 def accumulate(
@@ -107,6 +108,9 @@ class HeadSums:
         self.first_key = self.see.first_key(item)
         like, queries = strips.cells, self.see.queries
         self.some = torch.zeros(queries, dtype=torch.bool, device=like.device)  # rows that read something
+        self.over = torch.zeros(
+            queries, dtype=like.dtype, device=like.device
+        )  # what turns sums over a row into weights
         self.found: dict[str, Tensor] = {}
         for name in (field for statistic in wanted & set(PER_ROW) for field in PER_ROW[statistic]):
             dtype = torch.int64 if name == "largest_at" else like.dtype
@@ -134,12 +138,15 @@ class HeadSums:
                 over = self._normalised(cells, weights, start, low)
             else:
                 over = self._as_they_are(cells, weights, start, low)
-            self._rows(weights, by_diagonal, over, start, low)
+            self.over[start:stop] = over
+            self._rows(weights, by_diagonal, start, low)
             self._columns(weights, by_diagonal, over, start, low)
         for name, value in self.found.items():
-            if name == "largest_at":
-                value.masked_fill_(~self.some, -1)
-            elif name not in ("top_weights", "top_keys", "received", "profile"):
+            if name in SUMS_OF_ROWS:
+                value.mul_(self.over if value.ndim == 1 else self.over[:, None])
+            if name in ("largest_at", "top_keys"):
+                value[~self.some] = -1
+            elif name not in ("top_weights", "received", "profile"):
                 value[~self.some] = torch.nan
         if self.pools:
             results = [pool.result() for pool in self.pools]
@@ -157,10 +164,11 @@ class HeadSums:
         self.see.hide(cells, self.item, start, low, NOTHING)
         top, at = largest(cells, 1) if "largest" in self.wanted else (cells.amax(1, keepdim=True), None)
         some = self._note(top[:, 0] > NOTHING / 2, start)
-        cells.sub_(torch.where(some[:, None], top, 0.0)).clamp_(min=FAINT)
+        torch.threshold_(
+            cells.sub_(torch.where(some[:, None], top, 0.0)), FAINT, NOTHING
+        )  # 2^NOTHING = 0, hidden or faint
         torch.exp2(cells, out=weights)
-        self.see.hide(weights, self.item, start, low, 0.0)
-        total = weights.sum(1)
+        total = self._mass(weights, start, low)
         over = torch.where(some, 1.0 / total, 0.0)
         logs = total.log2()
         if "entropy" in self.wanted:
@@ -178,11 +186,22 @@ class HeadSums:
         if self.kind == "absolute":
             weights.abs_()
         self.see.hide(weights, self.item, start, low, 0.0)
+        if "distance" in self.wanted:
+            self._mass(weights, start, low)
         value, at = largest(weights, 1, by_magnitude=self.kind == "signed")
         some = self._note(value[:, 0] != 0, start)
         self._put("largest", start, value[:, 0])
         self._put("largest_at", start, at[:, 0] + low)
         return some.to(weights.dtype)
+
+    def _mass(self, weights: Tensor, start: int, low: int) -> Tensor:
+        """Sum of each row; where distances are wanted, it comes with their sums. [row]."""
+        if "distance" not in self.wanted:
+            return weights.sum(1)
+        mass, mean, square = self.strips.moments(weights, self.see.first + start, low)
+        self._put("distance", start, mean)
+        self._put("distance_squared", start, square)
+        return mass
 
     def _note(self, reads: Tensor, start: int) -> Tensor:
         """Which rows count: those that read something and are no padding. [row]."""
@@ -196,25 +215,21 @@ class HeadSums:
         if name in self.found:
             self.found[name][start : start + len(values)] = values
 
-    def _rows(self, weights: Tensor, by_diagonal: Tensor, over: Tensor, start: int, low: int) -> None:
+    def _rows(self, weights: Tensor, by_diagonal: Tensor, start: int, low: int) -> None:
+        """What single keys and features get of each row, before the division by the row's sum."""
         rows, columns = weights.shape
         position = self.see.first + start  # of the first row
         if "first" in self.wanted and low <= self.first_key < low + columns:
-            self._put("first", start, weights[:, self.first_key - low] * over)
+            self._put("first", start, weights[:, self.first_key - low])
         for name, distance in (("self", 0), ("previous", 1)):
             column = position - low + rows - 1 - distance
             if name in self.wanted and 0 <= column < by_diagonal.shape[1]:
-                self._put(PER_ROW[name][0], start, by_diagonal[:, column] * over)
-        if "distance" in self.wanted:
-            mean, square = self.strips.distances(weights, position, low)
-            self._put("distance", start, mean * over)
-            self._put("distance_squared", start, square * over)
+                self._put(PER_ROW[name][0], start, by_diagonal[:, column])
         if self.features is not None:
-            self._put("features", start, (self.features[:, low : low + columns] @ weights.T * over).T)
+            self._put("features", start, (self.features[:, low : low + columns] @ weights.T).T)
         if self.top_k:
             count = min(self.top_k, columns)
             value, at = largest(weights, count, by_magnitude=self.kind == "signed")
-            value = value * over[:, None]
             self.found["top_weights"][start : start + rows, :count] = value
             self.found["top_keys"][start : start + rows, :count] = torch.where(value != 0, at + low, -1)
 

