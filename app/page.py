@@ -21,6 +21,7 @@ from app.view_state import POOLINGS, SCALES, SORTS, ViewState
 from workbench.lab.runs import RunError
 
 KEY_OF = {each.name: each.metadata["key"] for each in fields(ViewState) if each.metadata["key"]}
+GROUPS = ("Look", "BDH", "Measure", "Change", "Results")  # headings of the navigation, in order
 DEFAULT_OF = {each.name: str(each.default) for each in fields(ViewState)}
 
 
@@ -29,7 +30,7 @@ class Page:
     """One page. `layout` builds it for a scene; it is built anew only when `structure` changes, panels redraw by themselves.
 
     `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its
-    own; a page that `needs_run` says in words when there is none, instead of being laid out. A page that `opens_kind` of run shows
+    own; `group` is the heading of the navigation that it stands under; a page that `needs_run` says in words when there is none, instead of being laid out. A page that `opens_kind` of run shows
     the run that the address names as `result`; a job that made one leads there.
     """
 
@@ -43,8 +44,13 @@ class Page:
     structure: Callable[[Scene], Hashable] = lambda scene: None
     controls: Callable[[Scene], Sequence[Component]] = lambda scene: ()
     register: Callable[[Dash, Services], None] | None = None
+    group: str = GROUPS[0]
     needs_run: bool = True
     opens_kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.group not in GROUPS:
+            raise ValueError(f"page {self.name!r} stands under {self.group!r}; expected one of {', '.join(GROUPS)}")
 
     @property
     def path(self) -> str:

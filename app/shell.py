@@ -41,6 +41,8 @@ class NavigationEntry(Protocol):
     def title(self) -> str: ...
     @property
     def icon(self) -> str: ...
+    @property
+    def group(self) -> str: ...
 
 
 def shell(pages: Sequence[NavigationEntry], theme: Theme, jobs_active: bool) -> Component:
@@ -109,11 +111,14 @@ def _tool(action: str, picture: str, words: str, **attributes: Any) -> html.Butt
 
 
 def _navigation(pages: Sequence[NavigationEntry]) -> html.Nav:
-    links = [
-        html.A([icon(page.icon), page.title], href=page.path, className="nav-link",
-               id={"type": "nav", "page": page.name, "path": page.path})
-        for page in pages
-    ]  # fmt: skip
+    links: list[Component] = []
+    group = ""
+    for page in pages:
+        if page.group != group:
+            group = page.group
+            links.append(html.Div(group, className="nav-group"))
+        links.append(html.A([icon(page.icon), page.title], href=page.path, className="nav-link",
+                            id={"type": "nav", "page": page.name, "path": page.path}))  # fmt: skip
     foot = html.Div([html.Kbd("?"), " keyboard  ", html.Kbd("/"), " find"], className="nav-foot")
     return html.Nav([*links, foot], className="nav", **{"aria-label": "Pages"})
 

@@ -177,6 +177,7 @@ PAGE = Page(
     title="Neuron graph",
     icon="graph",
     order=4,
+    group="BDH",
     words="Which neurons of a BDH excite which: communities, hubs and degrees, beside the graphs that chance would make.",
     layout=layout,
     panels=PANELS,

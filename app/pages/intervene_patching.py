@@ -95,8 +95,9 @@ def register(app: Dash, services: Services) -> None:
 PAGE = Page(
     name="patching",
     title="Patching",
-    icon="intervene",
-    order=6,
+    icon="patching",
+    order=1,
+    group="Change",
     words="Put activations of one text into a run of another, cell by cell, to see which of them carry the difference.",
     layout=layout,
     panels=PANELS,
