@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from case_studies.harness.claims import Study
 from case_studies.harness.discovery import find_study, list_studies
 from case_studies.harness.errors import StudyError
-from case_studies.harness.results import StudyResult, most_telling, read_result, study_results
+from case_studies.harness.results import StudyResult, most_telling, read_result
 from case_studies.harness.running import run_study
+from case_studies.harness.shipped import known_results, open_run
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import Run, RunError, RunStore
 
@@ -22,8 +23,8 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """What the page of one study shows. `result` and `run` are None when it was never run; `others` are its results,
-    newest first; `problem` says in words what could not be opened."""
+    """What the page of one study shows. `result` and `run` are None when it was never run; `others` are its results, its own and
+    shipped ones, newest first; `problem` says in words what could not be opened."""
 
     study: Study | None
     result: StudyResult | None
@@ -34,7 +35,7 @@ class OpenStudy:
 
 def overview(store: RunStore) -> list[tuple[Study, StudyResult | None]]:
     """Every study with its most telling result."""
-    last = most_telling(study_results(store))
+    last = most_telling(known_results(store))
     return [(study, last.get(study.name)) for study in list_studies()]
 
 
@@ -43,13 +44,11 @@ def open_study(store: RunStore, name: str, result_id: str) -> OpenStudy:
     result: StudyResult | None = None
     problem = ""
     if result_id:
-        try:
-            result = read_result(store.open(result_id))
-        except (RunError, StudyError) as error:
-            problem = str(error)
+        result = next((each for each in known_results(store) if each.run == result_id), None)
+        problem = "" if result is not None else _why_not(store, result_id)
     if result is not None:
         name = result.study
-    others = study_results(store, name) if name else []
+    others = known_results(store, name) if name else []
     if result is None:
         result = most_telling(others).get(name)
     study: Study | None = None
@@ -58,8 +57,17 @@ def open_study(store: RunStore, name: str, result_id: str) -> OpenStudy:
             study = find_study(name)
         except StudyError as error:
             problem = problem or str(error)
-    run = None if result is None else store.open(result.run)
+    run = None if result is None else open_run(store, result.run)
     return OpenStudy(study, result, run, others, problem)
+
+
+def _why_not(store: RunStore, run_id: str) -> str:
+    """What is wrong with a run that is no result."""
+    try:
+        read_result(store.open(run_id))
+    except (RunError, StudyError) as error:
+        return str(error)
+    return ""
 
 
 class CancelOf(threading.Event):

@@ -16,6 +16,7 @@ _HOME = {
     "find_study": "harness.discovery",
     "study_problems": "harness.discovery",
     "study_results": "harness.results",
+    "known_results": "harness.shipped",
     "Study": "harness.claims",
     "Claim": "harness.claims",
     "Context": "harness.context",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from case_studies import ClaimResult, Study, StudyResult
-    from workbench.lab.runs import RunStore
 
 PANEL = "Look inside"
 COLOURS = {"reproduced": "bold green", "not reproduced": "bold red", "not run here": "dim"}
@@ -140,10 +139,11 @@ def run_command(
 @group.command("list")
 def list_command(runs: Runs = None, as_json: AsJson = False) -> None:
     """Every study, and what its last run found."""
-    from case_studies import list_studies, study_problems
+    from case_studies import known_results, list_studies, study_problems
+    from case_studies.harness.results import most_telling
 
     studies = list_studies()
-    last = newest(open_store(runs)) if runs is not None or has_store() else {}
+    last = most_telling(known_results(open_store(runs) if runs is not None or has_store() else None))
     if as_json:
         print_json([study_record(study) | {"last": last.get(study.name)} for study in studies])
     else:
@@ -152,7 +152,7 @@ def list_command(runs: Runs = None, as_json: AsJson = False) -> None:
         )
         for study in studies:
             found = last.get(study.name)
-            words = f"{found.tier}: {found.words}" if found else "never run here"
+            words = f"{found.tier}: {found.words}{', shipped' if found.shipped else ''}" if found else "never run here"
             add_row(table, study.name, study.title, len(study.claims), " ".join(study.tiers), words)
         stdout().print(table)
     for problem in study_problems():
@@ -162,14 +162,6 @@ def list_command(runs: Runs = None, as_json: AsJson = False) -> None:
 def has_store() -> bool:
     """Whether the default runs folder exists: listing studies should not make one."""
     return Path(os.environ.get("WORKBENCH_RUNS") or "runs").expanduser().is_dir()
-
-
-def newest(store: RunStore) -> dict[str, StudyResult]:
-    """The newest result of each study; of two runs the one at the larger tier counts."""
-    from case_studies import study_results
-    from case_studies.harness.results import most_telling
-
-    return most_telling(study_results(store))
 
 
 def study_record(study: Study) -> dict[str, Any]:
@@ -194,19 +186,22 @@ def show_command(
     as_json: AsJson = False,
 ) -> None:
     """What a study claims to decide, and what its last run (or a given run) found."""
-    from case_studies import find_study, study_results
+    from case_studies import find_study, known_results
     from case_studies.harness.errors import UnknownStudy
-    from case_studies.harness.results import most_telling, read_result
+    from case_studies.harness.results import read_result
+    from case_studies.harness.shipped import known_result
 
     store = open_store(runs)
     try:
         study = find_study(name)
     except UnknownStudy:
-        if not (store.root / name).is_dir():
-            raise
-        result: StudyResult | None = read_result(store.open(name))
+        result = next((each for each in known_results(store) if each.run == name), None)
+        if result is None:
+            if not (store.root / name).is_dir():
+                raise
+            result = read_result(store.open(name))
     else:
-        result = most_telling(study_results(store, study.name)).get(study.name)
+        result = known_result(store, study.name)
         if result is None:
             if as_json:
                 print_json(study_record(study) | {"last": None})
@@ -217,6 +212,23 @@ def show_command(
         print_json(result)
     elif result is not None:
         show_result(result)
+
+
+# ---- ship ------------------------------------------------------------------------------------------------------------
+
+
+@group.command("ship")
+def ship_command(
+    run_id: Annotated[str, typer.Argument(help="Id of the run of a study.")], runs: Runs = None, as_json: AsJson = False
+) -> None:
+    """Put a run into its study's folder as the result that comes with the workbench, in place of the one before."""
+    from case_studies.harness.shipped import ship
+
+    folder = ship(open_store(runs).open(run_id))
+    if as_json:
+        print_json({"run": run_id, "folder": folder})
+    else:
+        note(f"{run_id} is what {folder.parent.parent.name} shows from now on.")
 
 
 def show_claims(study: Study) -> None:
@@ -245,7 +257,10 @@ def show_result(result: StudyResult) -> None:
         )
     console = stdout()
     seeds = counted(len(result.seeds), "seed")
-    console.print(Text.assemble((result.title, "bold"), f" · {result.tier} · {seeds} · {result.seconds:.0f} s"))
+    shipped = " · shipped with the workbench" if result.shipped else ""
+    console.print(
+        Text.assemble((result.title, "bold"), f" · {result.tier} · {seeds} · {result.seconds:.0f} s{shipped}")
+    )
     console.print(table)
     methods = sorted({f"{round(100 * c.confidence)} % {c.interval} over {c.over}" for c in result.claims if c.interval})
     console.print(Text(f"{result.words}" + (f". Intervals: {', '.join(methods)}." if methods else "."), style="dim"))

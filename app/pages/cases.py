@@ -27,6 +27,7 @@ from case_studies.harness.discovery import study_problems
 from case_studies.harness.errors import StudyError
 from case_studies.harness.export import as_csv, as_python, as_record
 from case_studies.harness.results import KIND, NOT_REPRODUCED, NOT_RUN, REPRODUCED, ClaimResult, StudyResult, ours
+from case_studies.harness.shipped import code_changed, open_run
 from workbench.lab.jobs import JobError
 from workbench.lab.run_folder import Run
 from workbench.lab.runs import RunError
@@ -38,9 +39,15 @@ STUDY_COLUMNS = [
     {"field": "title", "headerName": "Study", "minWidth": 240, "flex": 4, "cellClass": "cell-link"},
     {"field": "claims", "headerName": "Claims", **COUNT, "width": 88},
     {"field": "reproduced", "headerName": "Reproduced", **COUNT, "cellClassRules": {"cell-good": "params.value > 0"}},
-    {"field": "failed", "headerName": "Not reproduced", **COUNT, "width": 142, "cellClassRules": {"cell-bad": "params.value > 0"}},
+    {
+        "field": "failed",
+        "headerName": "Not reproduced",
+        **COUNT,
+        "width": 142,
+        "cellClassRules": {"cell-bad": "params.value > 0"},
+    },
     {"field": "open", "headerName": "Not run here", **COUNT, "width": 124},
-    {"field": "last", "headerName": "Last run (UTC)", "minWidth": 210, "flex": 2},
+    {"field": "last", "headerName": "Last run (UTC)", "minWidth": 250, "flex": 2},
     {"field": "paper", "headerName": "Paper", "minWidth": 150, "flex": 1, "cellClass": "cell-mono"},
 ]
 VERDICT_RULES = {
@@ -49,7 +56,14 @@ VERDICT_RULES = {
 }
 WRAPPED = {"wrapText": True, "autoHeight": True, "cellClass": "cell-prose"}
 CLAIM_COLUMNS = [
-    {"field": "sentence", "headerName": "Claim", "minWidth": 190, "flex": 5, **WRAPPED, "cellClass": "cell-prose cell-link"},
+    {
+        "field": "sentence",
+        "headerName": "Claim",
+        "minWidth": 190,
+        "flex": 5,
+        **WRAPPED,
+        "cellClass": "cell-prose cell-link",
+    },
     {"field": "verdict", "headerName": "Verdict", "width": 132, "cellClassRules": VERDICT_RULES},
     {"field": "published", "headerName": "Published", "width": 116, **WRAPPED},
     {"field": "ours", "headerName": "Ours", "minWidth": 200, "flex": 3, **WRAPPED},
@@ -68,7 +82,10 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     opened = open_study(services.store, scene.view.study, scene.view.result)
     back = html.A("← All studies", href=scene.view.change(study="", result="").to_url(), className="in-app back-link")
     if opened.study is None and opened.result is None:
-        return [back, html.Div([html.Strong("This study is not here"), html.Span(opened.problem)], className="panel-message")]
+        return [
+            back,
+            html.Div([html.Strong("This study is not here"), html.Span(opened.problem)], className="panel-message"),
+        ]
     return [back, *_banner(opened), html.Div(_study_page(opened, scene.view), className="grid")]
 
 
@@ -83,9 +100,22 @@ def study_rows(services: Services) -> list[dict[str, Any]]:
         if result is not None:
             found = (result.count(REPRODUCED), result.count(NOT_REPRODUCED), result.count(NOT_RUN))
             counts = dict(zip(counts, found, strict=True))
-        last = NEVER if result is None else f"{result.tier} · {result.created[:16].replace('T', ' ')}"
-        rows.append({"id": study.name, "title": study.title, "claims": len(study.claims), "paper": study.paper, "last": last, **counts})
+        last = NEVER if result is None else f"{result.tier} · {result.created[:16].replace('T', ' ')}{_shipped(result)}"
+        rows.append(
+            {
+                "id": study.name,
+                "title": study.title,
+                "claims": len(study.claims),
+                "paper": study.paper,
+                "last": last,
+                **counts,
+            }
+        )
     return rows
+
+
+def _shipped(result: StudyResult) -> str:
+    return " · shipped" if result.shipped else ""
 
 
 def _index(services: Services) -> list[Component]:
@@ -97,7 +127,10 @@ def _index(services: Services) -> list[Component]:
     frames = [content_frame("cases", "All studies", words, grid)]
     problems = study_problems()
     if problems:
-        lines = [html.Div([html.Span(each.folder, className="mono"), html.Span(each.reason)], className="problem") for each in problems]
+        lines = [
+            html.Div([html.Span(each.folder, className="mono"), html.Span(each.reason)], className="problem")
+            for each in problems
+        ]
         frames.append(content_frame("case-problems", "Folders that are not readable studies", "", lines))
     return [html.Div(frames, className="grid")]
 
@@ -108,7 +141,9 @@ def _index(services: Services) -> list[Component]:
 def _banner(opened: OpenStudy) -> list[Component]:
     if not opened.problem:
         return []
-    return [html.Div([html.Strong("Not everything is here"), html.Span(opened.problem)], className="banner", role="alert")]
+    return [
+        html.Div([html.Strong("Not everything is here"), html.Span(opened.problem)], className="banner", role="alert")
+    ]
 
 
 def _study_page(opened: OpenStudy, view: ViewState) -> list[Component]:
@@ -119,8 +154,8 @@ def _study_page(opened: OpenStudy, view: ViewState) -> list[Component]:
     right: list[Component] = []
     if study is not None:
         right.append(_form(study))
-    if result is not None:
-        right.append(_facts(result))
+    if result is not None and run is not None:
+        right.append(_facts(result, study is not None and code_changed(run, study)))
     if opened.others:
         right.append(_history(opened, view))
     if study is not None:
@@ -180,13 +215,17 @@ def _figure_frame(run: Run, name: str) -> Component:
         try:
             title = _figure(run, name, "light")[1] or title
         except ValueError:
-            return content_frame(f"case-{name}", title, "", html.P("This figure cannot be read.", className="form-hint"))
+            return content_frame(
+                f"case-{name}", title, "", html.P("This figure cannot be read.", className="form-hint")
+            )
         graph = dcc.Graph(id=identity, config={"displayModeBar": False, "responsive": True}, style={"height": "360px"})
         return content_frame(f"case-{name.rpartition('.')[0]}", title, "", graph, padded=False)
     if name.endswith((".png", ".svg")):
         kind = "png" if name.endswith(".png") else "svg+xml"
         source = f"data:image/{kind};base64,{base64.b64encode(run.figure(name)).decode()}"
-        return content_frame(f"case-{name.rpartition('.')[0]}", title, "", html.Img(src=source, alt=title, className="case-picture"))
+        return content_frame(
+            f"case-{name.rpartition('.')[0]}", title, "", html.Img(src=source, alt=title, className="case-picture")
+        )
     text = run.figure(name).decode("utf-8", "replace")[:20_000]
     return content_frame(f"case-{name.rpartition('.')[0]}", title, "", html.Pre(text, className="mono case-text"))
 
@@ -214,7 +253,9 @@ def _form(study: Study) -> Component:
         ],
         className="form-stack",
     )  # fmt: skip
-    return content_frame("case-form", "Measure it here", "Progress is shown below and can be cancelled; finished seeds are kept.", body)
+    return content_frame(
+        "case-form", "Measure it here", "Progress is shown below and can be cancelled; finished seeds are kept.", body
+    )
 
 
 def tier_words(study: Study, name: str) -> str:
@@ -229,11 +270,13 @@ def tier_words(study: Study, name: str) -> str:
     return ", ".join(parts) + (f". {tier.note[:1].upper()}{tier.note[1:]}" if tier.note else "") + "."
 
 
-def _facts(result: StudyResult) -> Component:
+def _facts(result: StudyResult, outdated: bool) -> Component:
     facts = [
         ("tier", result.tier), ("seeds", ", ".join(map(str, result.seeds[:12])) + (" …" if len(result.seeds) > 12 else "")),
         ("computed in", f"{number(result.seconds)} s"), ("made (UTC)", result.created[:16].replace("T", " ")),
         ("code", result.code_version), ("machine", result.machine), ("run", result.run),
+        ("from", "shipped with the workbench" if result.shipped else ""),
+        ("note", "The study's code has changed since." if outdated else ""),
     ]  # fmt: skip
     shown = [html.Div([html.Dt(name), html.Dd(text)]) for name, text in facts if text]
     return content_frame("case-facts", "This result", "", html.Dl(shown, className="card-facts case-facts"))
@@ -243,7 +286,7 @@ def _history(opened: OpenStudy, view: ViewState) -> Component:
     shown = opened.result.run if opened.result else ""
     lines = []
     for each in opened.others[:20]:
-        words = f"{each.created[:16].replace('T', ' ')} · {each.tier}"
+        words = f"{each.created[:16].replace('T', ' ')} · {each.tier}{_shipped(each)}"
         link = html.A(words, href=view.change(study=each.study, result=each.run).to_url(), className="in-app",
                       **{"aria-current": "true" if each.run == shown else "false"})  # fmt: skip
         lines.append(html.Li([link, html.Div(each.words, className="form-hint")]))
@@ -252,7 +295,9 @@ def _history(opened: OpenStudy, view: ViewState) -> Component:
 
 def claim_details(study: Study | None, result: StudyResult | None, claim_id: str) -> list[Component]:
     """Everything about one claim, for the sheet."""
-    found: Any = next((each for each in (result.claims if result else study.claims if study else ()) if each.id == claim_id), None)
+    found: Any = next(
+        (each for each in (result.claims if result else study.claims if study else ()) if each.id == claim_id), None
+    )
     if found is None:
         return [html.P("This claim is not part of the study any more.", className="panel-words")]
     facts: list[tuple[str, Any]] = [
@@ -295,7 +340,9 @@ def exported(services: Services, run_id: str, kind: str) -> dict[str, Any] | Non
 
 
 def register(app: Dash, services: Services) -> None:
-    @app.callback(Output("go", "data", allow_duplicate=True), Input("cases-grid", "cellClicked"), prevent_initial_call=True)
+    @app.callback(
+        Output("go", "data", allow_duplicate=True), Input("cases-grid", "cellClicked"), prevent_initial_call=True
+    )
     def open_one(cell: dict[str, Any] | None) -> Any:
         name = str((cell or {}).get("rowId") or "")
         wanted = ViewState.from_url("/cases", f"study={name}").study
@@ -320,7 +367,9 @@ def register(app: Dash, services: Services) -> None:
     @app.callback(Output("case-about", "children"), Input("case-tier", "value"), State("case-name", "data"))
     def about(tier: str | None, name: str | None) -> str:
         opened = open_study(services.store, name or "", "")
-        return tier_words(opened.study, tier) if opened.study is not None and tier and tier in opened.study.tiers else ""
+        return (
+            tier_words(opened.study, tier) if opened.study is not None and tier and tier in opened.study.tiers else ""
+        )
 
     @app.callback(
         Output({"type": "case-figure", "name": MATCH}, "figure"),
@@ -330,7 +379,7 @@ def register(app: Dash, services: Services) -> None:
     )
     def draw(scheme: str | None, identity: dict[str, str], run_id: str) -> Any:
         try:
-            return _figure(services.open_run(run_id), identity["name"], theme_called(scheme).name)[0]
+            return _figure(open_run(services.store, run_id), identity["name"], theme_called(scheme).name)[0]
         except (RunError, ValueError):
             return no_update
 

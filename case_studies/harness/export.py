@@ -42,12 +42,13 @@ def _cell(value: Any) -> Any:
 def as_python(result: StudyResult) -> str:
     """Python that reads this result, and that measures it again."""
     return (
-        f"from case_studies import run_study, study_results\n"
+        f"from case_studies import known_results, run_study\n"
+        f"from case_studies.harness.shipped import open_run\n"
         f"from workbench import RunStore\n\n"
         f"store = RunStore()\n"
-        f"result = next(each for each in study_results(store, {result.study!r}) if each.run == {result.run!r})\n"
+        f"result = next(each for each in known_results(store, {result.study!r}) if each.run == {result.run!r})\n"
         f"print(result)\n"
-        f"run = store.open(result.run)  # run.arrays(), run.figures()\n\n"
+        f"run = open_run(store, result.run)  # run.arrays(), run.figures()\n\n"
         f"# Measured again:\n"
         f"# run_study({result.study!r}, tier={result.tier!r}, seeds={list(result.seeds)})\n"
     )

@@ -53,7 +53,7 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All claims of one run of a study. `run` is its id in the run store."""
+    """All claims of one run of a study. `run` is its id in the run store; `shipped`: it came with the workbench."""
 
     run: str
     study: str
@@ -65,6 +65,7 @@ class StudyResult:
     machine: str
     code_version: str
     created: str = ""
+    shipped: bool = False
 
     def count(self, verdict: str) -> int:
         return sum(claim.verdict == verdict for claim in self.claims)
