@@ -67,10 +67,10 @@ def frame(panel: Panel, scene: Scene, place: str = "span-12", above: Sequence[Co
     return html.Section(
         [
             html.Div([
-                html.H2(panel.title, className="panel-title", id=f"title-{panel.id}"),
-                html.Div(_tools(panel), className="panel-tools"),
+                html.H2(panel.heading(scene), className="panel-title", id=f"title-{panel.id}"),
+                html.Div(_tools(panel, panel.heading(scene)), className="panel-tools"),
             ], className="panel-head"),
-            html.P(panel.words, className="panel-words"),
+            html.P(panel.explanation(scene), className="panel-words"),
             *above,
             html.Div([*legend, body], id={"type": "body", **identity},
                      className="panel-body is-padded" if kind == "strip" else "panel-body"),
@@ -107,7 +107,7 @@ def content_frame(
     )  # fmt: skip
 
 
-def _tools(panel: Panel) -> list[Component]:
+def _tools(panel: Panel, title: str) -> list[Component]:
     def item(kind: str, text: str) -> dmc.MenuItem:
         return dmc.MenuItem(text, id={"type": kind, "panel": panel.id}, n_clicks=0)
 
@@ -116,11 +116,11 @@ def _tools(panel: Panel) -> list[Component]:
     pixels = [item("export-pixels", "Bare pixels as PNG")] if isinstance(panel, ImagePanel) else []
     export = html.Button(
         [icon("export"), html.Span("Export", className="tool-label")], className="tool-button", type="button",
-        **{"aria-label": f"Export: {panel.title}"},
+        **{"aria-label": f"Export: {title}"},
     )  # fmt: skip
     return [
         html.Button([icon("table"), html.Span("Table", className="tool-label")], id={"type": "open-table", "panel": panel.id},
-                    className="tool-button", type="button", n_clicks=0, **{"aria-label": f"Show as table: {panel.title}"}),
+                    className="tool-button", type="button", n_clicks=0, **{"aria-label": f"Show as table: {title}"}),
         dmc.Menu([
             dmc.MenuTarget(export),
             dmc.MenuDropdown([*figure, *pixels, item("export-csv", "Numbers as CSV"), item("open-code", "Python that makes it")]),
@@ -338,4 +338,4 @@ def _register_sheet(
             return no_update, no_update, no_update
         panel = panels[asked["panel"]]
         scene = services.scene(ViewState.from_dict(view))
-        return True, f"{title}: {panel.title}", content(panel, scene)
+        return True, f"{title}: {panel.heading(scene)}", content(panel, scene)

@@ -65,6 +65,14 @@ class Panel(ABC):
     words: str
     depends: tuple[str, ...] = ("run",)
 
+    def heading(self, scene: Scene) -> str:
+        """What stands above the panel."""
+        return self.title
+
+    def explanation(self, scene: Scene) -> str:
+        """The sentence below the heading."""
+        return self.words
+
     def source(self, scene: Scene) -> Run | None:
         """The run that the panel draws."""
         return scene.run

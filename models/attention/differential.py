@@ -56,6 +56,7 @@ class Differential(Reweight):
 
     def __init__(self, config: DifferentialConfig, sizes: Sizes) -> None:
         super().__init__(config, sizes)
+        self.adjacent = config.pairing == "adjacent"
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
             nn.Parameter(torch.empty(sizes.d_head)) for _ in range(4)
         )
@@ -79,9 +80,7 @@ class Differential(Reweight):
         return replace(meta, signed=True, rows_sum_to="1-λ")
 
     def forward(self, pattern: Tensor, call: Call) -> Tensor:
-        first, second = (
-            (pattern[:, 0::2], pattern[:, 1::2]) if self.config.pairing == "adjacent" else pattern.chunk(2, dim=1)
-        )
+        first, second = (pattern[:, 0::2], pattern[:, 1::2]) if self.adjacent else pattern.chunk(2, dim=1)
         gained, lost = (self.lambda_q1 @ self.lambda_k1).exp(), (self.lambda_q2 @ self.lambda_k2).exp()
         batch, heads, length, _ = first.shape
         weight = self.hook_lambda((gained - lost + self.lambda_init).expand(batch, length, heads, 1))

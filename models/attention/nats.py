@@ -48,10 +48,6 @@ class Nats(Normaliser):
         self.hook_type_logits = HookPoint("type_logits", "batch pos kv_head token_type")
         self.hook_type = HookPoint("token_type", "batch pos kv_head token_type")
 
-    @property
-    def signals(self) -> dict[str, tuple[HookPoint, str, str | None]]:
-        return {"types": (self.hook_type_logits, "mean type logit", None)}
-
     def meta(self, meta: PatternMeta) -> PatternMeta:
         return replace(meta, label="over the tokens that are still kept")
 

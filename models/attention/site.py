@@ -146,6 +146,11 @@ class Attention(HeadWeights, nn.Module):
         """All parts of this site."""
         return [module for module in self.modules() if isinstance(module, Part)]
 
+    @property
+    def maps_adjacent(self) -> bool:
+        """Whether the maps of one head follow each other; see `Reweight`."""
+        return all(part.adjacent for part in self._reweights)
+
     def placed(self, layer: int, earlier: list[Any]) -> None:
         """Tell the parts their layer, and which parts of the same name precede them in `earlier` mixers."""
         named = [dict(other.named_modules()) for other in earlier if isinstance(other, Attention)]

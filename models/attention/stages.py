@@ -222,6 +222,7 @@ class Reweight(Part):
 
     stage = "reweight"
     maps_per_head = 1  # how many maps it joins into one head
+    adjacent = True  # whether these follow each other; otherwise the first map of all heads precedes the second
 
     def meta(self, meta: PatternMeta) -> PatternMeta:
         """What its weights are, given what it gets."""

@@ -41,6 +41,7 @@ MODEL_FIELDS = (
 SETTABLE: dict[str, Any] = {
     "title": "", "model": None, "text": None, "tokens": None, "source": None, "interventions": [], "settings": {}, "results": {},
     "seed": None, "code_version": None, "machine": None, "seconds": None, "layers": [], "hook_points": [],
+    "quantities": [],
 }  # fmt: skip
 
 STORED_DTYPES = {
@@ -203,7 +204,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     _require(isinstance(digest, str) and bool(re.fullmatch(r"[0-9a-f]{64}", digest)), "arrays_sha256 is not a SHA-256")
     _require(manifest.get("text") is None or isinstance(manifest["text"], str), "text is not a text")
     for field, expected in (("interventions", list), ("settings", dict), ("results", dict), ("layers", list),
-                            ("hook_points", list), ("figures", dict)):  # fmt: skip
+                            ("hook_points", list), ("quantities", list), ("figures", dict)):  # fmt: skip
         _require(isinstance(manifest.get(field, expected()), expected), f"{field} is not a {expected.__name__}")
     _check_model(manifest["model"], required=kind == "trace")
     _check_tokens(manifest.get("tokens"), "tokens", required=kind == "trace")
@@ -217,6 +218,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             isinstance(point, dict) and {"name", "role", "axes"} <= point.keys(),
             "a hook point lacks name, role or axes",
         )
+    for quantity in manifest.get("quantities", []):
+        _check_quantity(quantity, manifest["arrays"])
     numbers = [check_layer(layer) for layer in manifest.get("layers", [])]
     _require(numbers == sorted(set(numbers)), f"layers are numbered {numbers}, expected increasing numbers")
     told = len((manifest.get("source") or {}).get("strings", ()))
@@ -376,6 +379,26 @@ def check_trace(manifest: dict[str, Any]) -> None:
             if named not in arrays:
                 lacks = f"layer {index}: signals names the array {named!r}, which the run lacks."
                 raise RunError(lacks + did_you_mean(str(named), arrays))
+
+
+def _check_quantity(quantity: object, arrays: dict[str, dict[str, Any]]) -> None:
+    """Raise RunError unless a special quantity names its hook point, role, layer and three axes, and an array that has them (or none)."""
+    if not isinstance(quantity, dict) or not {"point", "role", "layer", "array", "axes"} <= quantity.keys():
+        raise RunError("a quantity lacks point, role, layer, array or axes")
+    name, layer, axes, array = quantity["point"], quantity["layer"], quantity["axes"], quantity["array"]
+    _require(
+        _is(name, str) and _is(quantity["role"], str), f"a quantity has the point {name!r}, expected a name and a role"
+    )
+    _require(
+        layer is None or (_is(layer, int) and layer >= 0),
+        f"quantity {name!r} has the layer {layer!r}, expected a number or null",
+    )
+    _require(
+        _is(axes, list) and len(axes) == 3 and all(_is(axis, str) for axis in axes),
+        f"quantity {name!r} has no three axes",
+    )
+    _require(array == "" or (array in arrays and arrays[array]["axes"] == axes),
+             f"quantity {name!r} names the array {array!r}, expected one of these axes that the run has, or none")  # fmt: skip
 
 
 def _check_slot(slot: Any, index: int, arrays: Collection[str]) -> None:

@@ -31,6 +31,7 @@ from workbench.lab.dense_layers import (
 )
 from workbench.lab.layer_arrays import add_layer_arrays, log_normaliser
 from workbench.lab.predictions import add_predictions
+from workbench.lab.quantity_arrays import add_quantities, plan_quantities
 from workbench.lab.run_writer import RunWriter
 from workbench.lab.runs import RunStore
 
@@ -107,10 +108,12 @@ def trace_run(
     plans = {layer: _plan(model, layer, tokens, overwritten.get(layer, set()), n_source) for layer in chosen}
     stream = _stream_points(model)
     wanted = [p.name for p in stream] + [address for plan in plans.values() for address in plan.addresses]
-    names = list(dict.fromkeys(wanted))
+    special = plan_quantities(model, chosen, length, {name for plan in plans.values() for name in plan.kept_points})
+    names = list(dict.fromkeys(wanted + special.addresses))
     step(0.05, "running the model")
-    with torch.no_grad(), _evaluating(model):
-        logits, cache = model.run_with_cache(tokens, names=names, hooks=list(interventions), dtype=torch.float32)
+    # what interventions do not reach is an error; a special quantity may not occur in so short a text
+    with torch.no_grad(), _evaluating(model), model.hooks(list(interventions)):
+        logits, cache = model.run_with_cache(tokens, names=names, strict=False, dtype=torch.float32)
 
     ids = tokens[0].tolist()
     strings = model.tokenizer.token_strings(ids) if model.tokenizer is not None else [str(i) for i in ids]
@@ -139,6 +142,7 @@ def trace_run(
             },
             source=source or None,
             layers=records,
+            quantities=add_quantities(run, special, cache, model),
             hook_points=[_hook_record(point) for point in model.hook_points.points.values()],
             interventions=[item.to_json() for item in interventions],
             settings={"layers": chosen, **(settings or {})},
@@ -210,6 +214,12 @@ class _Plan:
     columns: int = 0
 
     @property
+    def kept_points(self) -> list[str]:
+        """Names of the hook points that become factors or signals."""
+        named = [point for point, _, _ in _own_signals(self.mixer).values()]
+        return [point.name for point in (*self.mixer.factor_points.values(), *self.signals, *named)]
+
+    @property
     def addresses(self) -> list[str]:
         """Everything to cache."""
         named = [point for point, _, _ in _own_signals(self.mixer).values()]
@@ -254,7 +264,12 @@ def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str],
     length, mixer = tokens.shape[1], model.mixers[layer]
     columns = n_source if reads_source(mixer) else length
     points = [point for point in model.hook_points.points.values() if point.layer_index == layer]
-    signals = [p for p in points if p.role in SIGNALS and {"head", "pos"} <= set(p.axes) and len(p.axes) == 4]
+    own = {point.name for point, _, _ in _own_signals(mixer).values()}
+    signals = [
+        p
+        for p in points
+        if p.role in SIGNALS and {"head", "pos"} <= set(p.axes) and len(p.axes) == 4 and p.name not in own
+    ]
     record = mixer.describe()
     dense = record["form"] in ("dense", None)
     if not (dense or overwritten):

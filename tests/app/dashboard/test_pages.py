@@ -62,7 +62,7 @@ def own(tmp_path: Path) -> Services:
 
 
 def test_pages_register_themselves() -> None:
-    assert list(PAGES)[:4] == ["overview", "attention", "state", "synapses"] and list(PAGES)[-2:] == ["cases", "runs"]
+    assert list(PAGES)[:4] == ["overview", "attention", "state", "quantities"] and list(PAGES)[-2:] == ["cases", "runs"]
     assert all(page.path == ("/" if page.name == "overview" else f"/{page.name}") for page in PAGES.values())
     icons = ROOT / "app" / "assets" / "icons"
     for page in PAGES.values():
