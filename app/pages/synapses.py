@@ -65,7 +65,7 @@ def depth_of(scene: Scene) -> int:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if scene.run is not None and not depth_of(scene):
-        return [_no_synapses(services, scene)]
+        return [no_synapses(services, scene)]
     chips = [
         html.Div(id="synapse-chips", className="tracked-list"),
         view_slice("content", "synapse-chips", ("run", "synapses")),
@@ -87,7 +87,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     ]
 
 
-def _no_synapses(services: Services, scene: Scene) -> Component:
+def no_synapses(services: Services, scene: Scene) -> Component:
     """What to do when the open run is of another model: the runs of a BDH that there are, or how to make one."""
     names = {str(model["name"]) for model in bdh_models(services)}
     known = [entry for entry in services.store.list(kind="trace") if entry.model in names][:MOST_OFFERED]
@@ -135,9 +135,6 @@ def _picker() -> Component:
 
 def _form(scene: Scene) -> Component:
     depth = max(2, depth_of(scene))
-    next_character = ""
-    if scene.run is not None and scene.query + 1 < scene.n_tokens:
-        next_character = scene.tokens[scene.query + 1]
     return form_frame(
         "synapse-search", "Search",
         "All synapses into one layer after the pinned token (else the last), a block at a time; the best 50 are kept.",
@@ -147,15 +144,18 @@ def _form(scene: Scene) -> Component:
                 select("synapse-search-layer", "Into layer", [(str(layer), str(layer)) for layer in range(1, depth)], str(depth - 1)),
                 count_input("synapse-search-since", "Change: span begins after token", 0, 0, 10**6),
             ),
-            _symbol_input(next_character if len(next_character.encode()) == 1 else "e"),
+            symbol_input(scene, "synapse-search-symbol", "Contribution: to the logit of",
+                         "one character; the next one of the text at first", "e"),
         ],
         "Search",
     )  # fmt: skip
 
 
-def _symbol_input(value: str) -> Component:
-    return dmc.TextInput(id="synapse-search-symbol", label="Contribution: to the logit of", value=value, size="sm",
-                         description="one character; the next one of the text at first")  # fmt: skip
+def symbol_input(scene: Scene, id: str, label: str, description: str, otherwise: str = "") -> Component:
+    """One character whose logit is asked about; at first the one that follows the pinned token, `otherwise` where none does."""
+    following = scene.tokens[scene.query + 1] if scene.query + 1 < scene.n_tokens else ""
+    value = following if len(following.encode()) == 1 else otherwise
+    return dmc.TextInput(id=id, label=label, value=value, size="sm", description=description)
 
 
 def _other_run(scene: Scene) -> list[Component]:

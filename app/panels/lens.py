@@ -13,7 +13,7 @@ from app.figures.lens import MARGIN, component_bars, depth_label, depth_lines, h
 from app.figures.overview import next_tokens
 from app.measure.lens import KIND, PLAIN, shown_lenses
 from app.panels.base import NothingToShow, PicturePanel, Span, Table, levels_of
-from app.panels.results import ResultPanel
+from app.panels.results import OfOpenRun, ResultPanel
 from app.services import Scene
 from app.theme import Theme, colours_of, readable_on
 from app.view_state import LENS_COLOURS, LENSES
@@ -42,23 +42,11 @@ WIDTHS = {256: 300, 512: 960}
 SMALLEST_LETTER = 5
 
 
-class LensPanel(ResultPanel):
+class LensPanel(OfOpenRun, ResultPanel):
     """A panel over a reading of the open run."""
 
     kind = KIND
     start = "Choose a lens in the form on this page and press Read."
-
-    def check(self, scene: Scene) -> None:
-        super().check(scene)
-        if (
-            scene.run is not None
-            and scene.result is not None
-            and scene.result.manifest["settings"]["run"] != scene.run.id
-        ):
-            raise NothingToShow(
-                "This reading is of another run",
-                "Press Read to read the open one, or choose one of its own readings under Results.",
-            )
 
     def lens(self, scene: Scene) -> str:
         """The lens that is shown: the chosen one where the result holds it, else the logit lens."""

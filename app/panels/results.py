@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from app.panels.base import FigurePanel, NothingToShow
+from app.panels.base import FigurePanel, NothingToShow, Panel
 from app.services import Scene
 from workbench.lab.runs import Run
 
 
-class ResultPanel(FigurePanel):
-    """A panel over `scene.result`, when that is a run of `kind`. `start` says in words how to get one."""
+class OfResult(Panel):
+    """What a panel over `scene.result` has, when that is a run of `kind`. `start` says in words how to get one."""
 
     depends: tuple[str, ...] = ("run", "result")
     kind: str = ""
@@ -54,6 +54,23 @@ class ResultPanel(FigurePanel):
         numpy = ["import numpy as np", ""] if "np." in body else []
         lines = [*numpy, "import models", "from workbench.lab.runs import RunStore", ""]
         return "\n".join([*lines, f'run = RunStore().open("{self.result(scene).id}")', body, ""])
+
+
+class ResultPanel(OfResult, FigurePanel):
+    """A figure of a measurement."""
+
+
+class OfOpenRun(OfResult):
+    """What a panel over a measurement of the open run has: it shows none of another run."""
+
+    def check(self, scene: Scene) -> None:
+        super().check(scene)
+        found = measured(scene, self.kind)
+        if found is not None and scene.run is not None and found.manifest["settings"]["run"] != scene.run.id:
+            raise NothingToShow(
+                "This reading is of another run",
+                "Press Read to read the open one, or choose one of its own readings under Results.",
+            )
 
 
 def measured(scene: Scene, kind: str) -> Run | None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import models
-from probes.bdh import Synapse, trace_synapses
+from probes.bdh import Synapse, matching_pairs, trace_synapses
+from workbench.lab.factors import LayerFactors
 from workbench.lab.pattern_factors import FactorError
 from workbench.lab.run_synapses import VIEWS, RunSynapses
 from workbench.lab.runs import Run, RunStore
@@ -49,6 +50,26 @@ def test_every_view_is_the_probes(model, run: Run) -> None:  # type: ignore[no-u
             other = reader.traces((address[0], (*address[1][:2], address[1][2] ^ 1)))["fixed"]
             steps = np.abs(np.diff(phase + 1j * other, prepend=0))
             np.testing.assert_allclose(reader.written(address), steps, atol=1e-9 * largest)
+
+
+def test_pairs_that_match_are_the_probes_and_sum_to_the_cell(model, run: Run) -> None:  # type: ignore[no-untyped-def]
+    reader = RunSynapses(run)
+    for layer, head, at, past in ((1, 0, 30, 4), (3, 2, 56, 55)):
+        found = reader.matching_pairs(layer, head, at, past)
+        assert found["score"].sum() == pytest.approx(LayerFactors.from_run(run, layer).value(head, at, past), rel=1e-5)
+        probe = matching_pairs(model, TEXT, layer, head, past=past, at=at, k=256)
+        order = probe.pairs.numpy()
+        largest = float(probe.contribution.abs().max())
+        np.testing.assert_allclose(found["score"][order], probe.contribution, atol=1e-5 * largest)
+        np.testing.assert_allclose(found["same"][order], probe.same, atol=2e-3 * largest)
+        np.testing.assert_allclose(found["cross"][order], probe.cross, atol=2e-3 * largest)
+    for wrong, words in (
+        ((1, 4, 9, 2), "no head 4 in layer 1"),
+        ((4, 0, 9, 2), "layers 0 to 3"),
+        ((1, 0, 2, 2), "earlier one"),
+    ):
+        with pytest.raises(FactorError, match=words):
+            reader.matching_pairs(*wrong)
 
 
 def test_what_is_no_synapse_is_named(run: Run, tmp_path: Path) -> None:

@@ -85,3 +85,31 @@ class RunSynapses:
         fixed, current = (pair.imag, seen.imag) if neuron % 2 else (pair.real, seen.real)
         together = self._activity("y", address[0]) * self._activity("x", address[1])
         return {"strength": np.abs(pair), "fixed": fixed, "current": current, "count": together.cumsum()}
+
+    def matching_pairs(self, layer: int, head: int, at: int, past: int) -> dict[str, np.ndarray]:
+        """Which neurons make token `at` read token `past`, by rotary pair (2p, 2p + 1): `score`, `same` and `cross`, each [pair].
+
+        The scores sum to the pattern's cell. score = same + cross; same: the pair fired alike at both tokens, times cos ω(t − τ); cross:
+        what rotation alone makes of one neuron at t and the other at τ. Raises FactorError outside the run, and unless past < at.
+        """
+        if layer not in self.layers or not 0 <= head < self.heads:
+            raise FactorError(
+                f"there is no head {head} in layer {layer} of this run, which has layers {self.layers[0]} to {self.layers[-1]} and "
+                f"{self.heads} heads"
+            )
+        if not 0 <= past < at < self.tokens:
+            raise FactorError(
+                f"token {at} does not read token {past}: expected an earlier one, both of the run's {self.tokens} tokens"
+            )
+        query, key = (
+            self.run.array(f"layer.{layer}.{name}")[head, token].astype(np.float64).reshape(-1, 2)
+            for name, token in (("query", at), ("key", past))
+        )
+        now, then = (
+            self.run.array(f"layer.{layer}.x")[head, token].astype(np.float64).reshape(-1, 2) for token in (at, past)
+        )
+        first = np.arange(0, self.neurons, 2, dtype=np.float32)
+        frequency = np.float32(1.0) / np.float32(self.theta) ** (first / np.float32(self.neurons))
+        score = (query * key).sum(1)
+        same = (now * then).sum(1) * np.cos((at - past) * frequency.astype(np.float64))
+        return {"score": score, "same": same, "cross": score - same}
