@@ -26,29 +26,10 @@ SUPPORTED = frozenset({*ROWS[:7], *COLUMNS})
 
 @triton.jit
 def score_tile(
-    q,
-    k,
-    row,
-    key,
-    own_segment,
-    real_pointer,
-    segment_pointer,
-    bias_pointer,
-    first,
-    keys,
-    window,
-    factor,
-    softcap,
-    lowest_distance,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-    REAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    STRICT: tl.constexpr,
-    WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, row, key, real_place, segment_place, bias_place, first, keys, window, factor, softcap, lowest_distance,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr, REAL: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr, STRICT: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Scores [row, key] in units of log 2, and which of them may be read. row, key: indices; q [row, d], k [d, key]."""
     s = tl.dot(q, k, input_precision=PRECISION) * factor
     if SOFTCAP:  # tanh x = 1 − 2 / (e^{2x} + 1); factor already divides by the cap
@@ -60,56 +41,29 @@ def score_tile(
     if WINDOW:
         visible &= (distance < window) & (distance > -window)
     if REAL:
-        visible &= (tl.load(real_pointer + key, mask=key < keys, other=0) > 0)[None, :]
+        visible &= (tl.load(real_place + key, mask=key < keys, other=0) > 0)[None, :]
     if SEGMENTS:
-        visible &= tl.load(segment_pointer + key, mask=key < keys, other=0)[None, :] == own_segment[:, None]
+        own = tl.load(segment_place + first + row, mask=first + row < keys, other=-1)
+        visible &= tl.load(segment_place + key, mask=key < keys, other=0)[None, :] == own[:, None]
     if BIAS:
-        s += tl.load(bias_pointer + distance - lowest_distance, mask=visible, other=0.0)
+        s += tl.load(bias_place + distance - lowest_distance, mask=visible, other=0.0)
     return tl.where(visible, s, float("-inf")), visible
 
 
 @triton.jit
 def read_rows(
-    q_pointer,
-    k_pointer,
-    bias_pointer,
-    real_pointer,
-    segment_pointer,
-    output_pointer,
-    at_pointer,
-    q_batch,
-    q_head,
-    q_pos,
-    k_batch,
-    k_head,
-    k_pos,
-    heads,
-    group_size,
-    queries,
-    keys,
-    width,
-    window,
-    first_key_pointer,
-    factor,
-    softcap,
-    lowest_distance,
-    n_distances,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-    REAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    STRICT: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q_pointer, k_pointer, bias_pointer, real_pointer, segment_pointer, output_pointer, at_pointer,
+    q_batch, q_head, q_pos, k_batch, k_head, k_pos, heads, group_size, queries, keys, width, window,
+    first_key_pointer, factor, softcap, lowest_distance, n_distances,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr, REAL: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr, STRICT: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Grid: (row blocks, batch * head). output [statistic, batch * head, query] float32, at [batch * head, query] int32."""
     flat = tl.program_id(1).to(tl.int64)
     item, head = flat // heads, flat % heads
     first = keys - queries
+    real_place, segment_place = real_pointer + item * keys, segment_pointer + item * keys
+    bias_place = bias_pointer + head * n_distances
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     exists = row < queries
     d = tl.arange(0, BLOCK_D)
@@ -117,9 +71,6 @@ def read_rows(
     q = tl.load(q_place, mask=exists[:, None] & (d < width)[None, :], other=0.0).to(tl.float32)
     k_place = k_pointer + item * k_batch + (head // group_size) * k_head
     first_key = tl.load(first_key_pointer + item)
-    own_segment = row
-    if SEGMENTS:
-        own_segment = tl.load(segment_pointer + item * keys + first + row, mask=exists, other=-1)
     low, high = 0, keys
     if CAUSAL:
         high = tl.minimum(keys, first + (tl.program_id(0) + 1) * BLOCK_Q)
@@ -140,29 +91,9 @@ def read_rows(
         k_mask = (d < width)[:, None] & (key < keys)[None, :]
         k = tl.load(k_place + key.to(tl.int64)[None, :] * k_pos + d[:, None], mask=k_mask, other=0.0).to(tl.float32)
         s, visible = score_tile(
-            q,
-            k,
-            row,
-            key,
-            own_segment,
-            real_pointer + item * keys,
-            segment_pointer + item * keys,
-            bias_pointer + head * n_distances,
-            first,
-            keys,
-            window,
-            factor,
-            softcap,
-            lowest_distance,
-            SOFTCAP,
-            BIAS,
-            REAL,
-            SEGMENTS,
-            CAUSAL,
-            STRICT,
-            WINDOW,
-            PRECISION,
-        )
+            q, k, row, key, real_place, segment_place, bias_place, first, keys, window, factor, softcap, lowest_distance,
+            SOFTCAP, BIAS, REAL, SEGMENTS, CAUSAL, STRICT, WINDOW, PRECISION,
+        )  # fmt: skip
         top = tl.max(s, axis=1)
         here = start + tl.argmax(s, axis=1)
         at = tl.where(top > m, here, at)
@@ -183,7 +114,7 @@ def read_rows(
         m = higher
     some = exists & (total > 0)
     if REAL:
-        some &= tl.load(real_pointer + item * keys + first + row, mask=exists, other=0) > 0
+        some &= tl.load(real_place + first + row, mask=exists, other=0) > 0
     over = tl.where(some, 1.0 / total, float("nan"))
     logs = tl.log2(total)
     maps = tl.num_programs(1).to(tl.int64)
@@ -203,41 +134,12 @@ def read_rows(
 
 @triton.jit
 def read_columns(
-    q_pointer,
-    k_pointer,
-    bias_pointer,
-    real_pointer,
-    segment_pointer,
-    normaliser_pointer,
-    output_pointer,
-    q_batch,
-    q_head,
-    q_pos,
-    k_batch,
-    k_head,
-    k_pos,
-    heads,
-    group_size,
-    queries,
-    keys,
-    width,
-    window,
-    factor,
-    softcap,
-    lowest_distance,
-    n_distances,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-    REAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    STRICT: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q_pointer, k_pointer, bias_pointer, real_pointer, segment_pointer, normaliser_pointer, output_pointer,
+    q_batch, q_head, q_pos, k_batch, k_head, k_pos, heads, group_size, queries, keys, width, window,
+    factor, softcap, lowest_distance, n_distances,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr, REAL: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr, STRICT: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Grid: (key blocks, batch * head). normaliser [batch * head, query], nan for rows that count for nothing.
 
     output [sum or largest, batch * head, key] float32.
@@ -245,6 +147,8 @@ def read_columns(
     flat = tl.program_id(1).to(tl.int64)
     item, head = flat // heads, flat % heads
     first = keys - queries
+    real_place, segment_place = real_pointer + item * keys, segment_pointer + item * keys
+    bias_place = bias_pointer + head * n_distances
     key = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
     k_place = k_pointer + item * k_batch + (head // group_size) * k_head
@@ -264,34 +168,11 @@ def read_columns(
         exists = row < queries
         q_mask = exists[:, None] & (d < width)[None, :]
         q = tl.load(q_place + row.to(tl.int64)[:, None] * q_pos + d[None, :], mask=q_mask, other=0.0).to(tl.float32)
-        own_segment = row
-        if SEGMENTS:
-            own_segment = tl.load(segment_pointer + item * keys + first + row, mask=exists, other=-1)
         normaliser = tl.load(normaliser_pointer + flat * queries + row, mask=exists, other=float("nan"))
         s, visible = score_tile(
-            q,
-            k,
-            row,
-            key,
-            own_segment,
-            real_pointer + item * keys,
-            segment_pointer + item * keys,
-            bias_pointer + head * n_distances,
-            first,
-            keys,
-            window,
-            factor,
-            softcap,
-            lowest_distance,
-            SOFTCAP,
-            BIAS,
-            REAL,
-            SEGMENTS,
-            CAUSAL,
-            STRICT,
-            WINDOW,
-            PRECISION,
-        )
+            q, k, row, key, real_place, segment_place, bias_place, first, keys, window, factor, softcap, lowest_distance,
+            SOFTCAP, BIAS, REAL, SEGMENTS, CAUSAL, STRICT, WINDOW, PRECISION,
+        )  # fmt: skip
         counts = normaliser == normaliser  # not nan
         p = tl.exp2(s - tl.where(counts, normaliser, 0.0)[:, None] * 1.4426950408889634)
         p = tl.where(visible & counts[:, None], p, 0.0)
