@@ -36,7 +36,15 @@ LOOK = {REPRODUCED: "chip-good", NOT_REPRODUCED: "chip-bad", NOT_RUN: ""}
 NEVER = "never run here"
 COUNT = {"type": "rightAligned", "width": 118}
 STUDY_COLUMNS = [
-    {"field": "title", "headerName": "Study", "minWidth": 240, "flex": 4, "cellClass": "cell-link"},
+    {
+        "field": "title",
+        "headerName": "Study",
+        "minWidth": 240,
+        "flex": 4,
+        "wrapText": True,
+        "autoHeight": True,
+        "cellClass": "cell-prose cell-link",
+    },
     {"field": "claims", "headerName": "Claims", **COUNT, "width": 88},
     {"field": "reproduced", "headerName": "Reproduced", **COUNT, "cellClassRules": {"cell-good": "params.value > 0"}},
     {
@@ -47,7 +55,7 @@ STUDY_COLUMNS = [
         "cellClassRules": {"cell-bad": "params.value > 0"},
     },
     {"field": "open", "headerName": "Not run here", **COUNT, "width": 124},
-    {"field": "last", "headerName": "Last run (UTC)", "minWidth": 250, "flex": 2},
+    {"field": "last", "headerName": "Last run (UTC)", "minWidth": 215, "flex": 2},
     {"field": "paper", "headerName": "Paper", "minWidth": 150, "flex": 1, "cellClass": "cell-mono"},
 ]
 VERDICT_RULES = {
@@ -100,7 +108,11 @@ def study_rows(services: Services) -> list[dict[str, Any]]:
         if result is not None:
             found = (result.count(REPRODUCED), result.count(NOT_REPRODUCED), result.count(NOT_RUN))
             counts = dict(zip(counts, found, strict=True))
-        last = NEVER if result is None else f"{result.tier} · {result.created[:16].replace('T', ' ')}{_shipped(result)}"
+        last = NEVER
+        if result is not None:
+            last = (
+                f"{result.tier} · {result.created[: 10 if result.shipped else 16].replace('T', ' ')}{_shipped(result)}"
+            )
         rows.append(
             {
                 "id": study.name,
@@ -121,7 +133,7 @@ def _shipped(result: StudyResult) -> str:
 def _index(services: Services) -> list[Component]:
     grid = dag.AgGrid(
         id="cases-grid", rowData=study_rows(services), columnDefs=STUDY_COLUMNS, className="runs-grid case-grid",
-        getRowId="params.data.id", defaultColDef={"sortable": True, "resizable": True}, dashGridOptions={**GRID, "rowHeight": 42},
+        getRowId="params.data.id", defaultColDef={"sortable": True, "resizable": True}, dashGridOptions=GRID,
     )  # fmt: skip
     words = "A study measures what a paper claims and applies a rule that was written down before. A claim that fails is a finding."
     frames = [content_frame("cases", "All studies", words, grid)]
