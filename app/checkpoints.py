@@ -147,5 +147,6 @@ def in_words(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("where", place + (f", {size(known['download_bytes'])} to download" if known["download_bytes"] else "")),
         ("parameters", f"{parameters}, stored as {', '.join(known['stored_dtypes'])}"),
         ("licence", known["licence"] or "not stated"),
+        *([("output", known["gives"])] if known["gives"] else []),
         ("memory", f"about {size(known['needed_bytes'])} with a trace of {TRACED:,} tokens; {size(known['free_bytes'])} are free"),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.checkpoints import Checkpoints
 from app.open_models import OpenModels
+from app.reading import reading
 from workbench.instrument.errors import suggestion
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import RunStore
@@ -117,7 +118,7 @@ class WorkbenchModels:
         architecture(name.removesuffix("-random"))
 
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
-        """Queue a trace; the job's result is the run's id. `settings`: title, and dtype ("float32" or "auto") of a checkpoint."""
+        """Queue a trace; the job's result is the run's id. `settings`: title, source, and dtype ("float32" or "auto") of a checkpoint."""
         name = name.strip()
         self._check_name(name, may_download=True)
         if not text:
@@ -138,7 +139,8 @@ class WorkbenchModels:
 
         title = str(settings.get("title") or "") or None
         model = self._model(name, str(settings.get("dtype") or "float32"), part(0.0, 0.5))
-        return trace_run(model, text, self.store, title=title, progress=part(0.5, 1.0)).id
+        bound, read = reading(model, str(settings.get("source") or "") or None, text)
+        return trace_run(bound, read, self.store, title=title, progress=part(0.5, 1.0)).id
 
     def _model(self, name: str, dtype: str = "float32", progress: Callable[[float, str], None] | None = None) -> Any:
         from models.registry import load, shipped_names

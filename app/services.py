@@ -54,8 +54,8 @@ class ModelCatalogue(Protocol):
     def start_trace(self, name: str, text: str, settings: Mapping[str, Any]) -> Job:
         """Start a trace of `text` and return its job, whose result is the id of the finished run.
 
-        `settings`: {"title": str, "dtype": "float32" or "auto" (of a checkpoint)}. Raises ValueError, in words for the reader, for a
-        text that the model cannot take.
+        `settings`: {"title": str, "source": str (what an encoder-decoder's encoder reads), "dtype": "float32" or "auto" (of a
+        checkpoint)}. Raises ValueError, in words for the reader, for a text that the model cannot take.
         """
         ...
 
@@ -118,6 +118,16 @@ class Scene:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def source_tokens(self) -> list[str]:
+        """What an encoder-decoder's encoder read; [] of other models."""
+        return [] if self.run is None else (self.run.manifest.get("source") or {}).get("strings", [])
+
+    @property
+    def read_tokens(self) -> list[str]:
+        """The columns of the chosen layer's pattern: the tokens of the run, or of its source."""
+        return self.source_tokens if reads_source(self.layer) else self.tokens
 
     @property
     def layers(self) -> list[dict[str, Any]]:
@@ -233,7 +243,13 @@ class Services:
             return Scene(view, None, str(error).split(" Known:")[0], self._cache, self.models, pixels)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         slots = [[slot["name"] for slot in state_slots(layer)] for layer in scene.layers]
-        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots))
+        columns = [len(scene.source_tokens) if reads_source(layer) else scene.n_tokens for layer in scene.layers]
+        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots, columns))
+
+
+def reads_source(layer: Mapping[str, Any] | None) -> bool:
+    """Whether a layer reads another text than the run's own tokens, from its record."""
+    return bool(layer and layer.get("n_columns") is not None)
 
 
 def content_tag(*parts: str) -> str:

@@ -218,12 +218,14 @@ def _pinned(scene: Scene) -> html.Section:
     rows = [("token", token_label(scene.tokens, index))]
     if run.has("loss"):
         rows.append(("surprisal", f"{number(float(run.array('loss')[index]))} nats"))
-    if run.has("next.ids"):
-        best = int(run.array("next.ids")[index, 0])
-        chance = float(run.array("next.log_probs")[index, 0])
-        rows.append(("expects", f"‘{visible_text(token_name(scene, best))}’ {math.exp(chance):.0%}"))
+    for name, words in (("next", "expects"), ("here", "would put here")):
+        if not run.has(f"{name}.ids"):
+            continue
+        best = int(run.array(f"{name}.ids")[index, 0])
+        chance = float(run.array(f"{name}.log_probs")[index, 0])
+        rows.append((words, f"‘{visible_text(token_name(scene, best))}’ {math.exp(chance):.0%}"))
     if scene.view.key is not None:
-        rows.append(("pinned source", token_label(scene.tokens, scene.view.key)))
+        rows.append(("pinned source", token_label(scene.read_tokens, scene.view.key)))
     name = "Token shown" if at_state else "Pinned token" if scene.view.query is not None else "Last token (none pinned)"
     return html.Section([html.H2(name), _facts(rows, mono=True)])
 

@@ -144,20 +144,30 @@ class ViewState:
         """A copy with some fields replaced."""
         return replace(self, **values)
 
-    def clamped(self, n_tokens: int, heads_per_layer: Sequence[int], slots_per_layer: Sequence[Sequence[str]] = ()) -> ViewState:
-        """The nearest view that exists in a run with these sizes, whose layers carry states of these names."""
+    def clamped(
+        self,
+        n_tokens: int,
+        heads_per_layer: Sequence[int],
+        slots_per_layer: Sequence[Sequence[str]] = (),
+        columns_per_layer: Sequence[int] = (),
+    ) -> ViewState:
+        """The nearest view that exists in a run with these sizes, whose layers carry states of these names.
+
+        columns_per_layer: tokens that the layers' patterns have as columns, where these are not the run's.
+        """
         layer = min(self.layer, max(len(heads_per_layer) - 1, 0))
         heads = heads_per_layer[layer] if heads_per_layer else 1
         slots = slots_per_layer[layer] if layer < len(slots_per_layer) else ()
+        columns = columns_per_layer[layer] if layer < len(columns_per_layer) else n_tokens
         return replace(
             self,
             layer=layer,
             head=min(self.head, max(heads - 1, 0)),
             slot=self.slot if self.slot in slots[1:] else "",
             query=_clamp_position(self.query, n_tokens),
-            key=_clamp_position(self.key, n_tokens),
+            key=_clamp_position(self.key, columns),
             rows=clamp_span(self.rows, n_tokens),
-            columns=clamp_span(self.columns, n_tokens),
+            columns=clamp_span(self.columns, columns),
             position=_clamp_position(self.position, n_tokens),
             compare=_clamp_position(self.compare, n_tokens),
         )

@@ -1,5 +1,6 @@
 // Token strips: the run's text as one button per token. A strip is any element with a data-strip attribute; its JSON may
-// carry a colour and a value text per token. One listener per strip serves all its tokens.
+// carry a colour and a value text per token, and tokens of its own where it is another text: those are not pinned nor marked.
+// One listener per strip serves all its tokens.
 (function () {
   "use strict";
   const WINDOW = 1024; // tokens drawn at once; longer texts are paged around the pinned token
@@ -7,9 +8,9 @@
 
   function draw(strip) {
     const source = JSON.parse(strip.getAttribute("data-strip") || "{}");
-    const tokens = workbench.facts.tokens;
+    const tokens = source.tokens || workbench.facts.tokens;
     const total = tokens.length;
-    const centre = source.centre ?? (drawn.get(strip) || {}).centre ?? workbench.query() ?? 0;
+    const centre = source.centre ?? (drawn.get(strip) || {}).centre ?? (source.tokens ? 0 : workbench.query() ?? 0);
     const start = total <= WINDOW ? 0 : Math.max(0, Math.min(centre - WINDOW / 2, total - WINDOW));
     const stop = Math.min(total, start + WINDOW);
     const mean = tokens.slice(start, stop).reduce((sum, text) => sum + text.length, 0) / Math.max(1, stop - start);
@@ -60,8 +61,10 @@
 
   const at = (event) => {
     const button = event.target.closest(".token");
-    return button ? Number(button.dataset.token) : null;
+    return button && !another(event.currentTarget) ? Number(button.dataset.token) : null;
   };
+
+  const another = (strip) => Boolean(((drawn.get(strip) || {}).source || {}).tokens);
 
   function link(strip) {
     strip.wbLinked = true;
@@ -91,7 +94,7 @@
     const hovered = workbench.hovered();
     const kept = ["is-query", "is-key", "is-hover"];
     strip.querySelectorAll(".is-query, .is-key, .is-hover").forEach((each) => each.classList.remove(...kept));
-    const find = (index) => (index === null ? null : strip.querySelector(`[data-token="${index}"]`));
+    const find = (index) => (index === null || another(strip) ? null : strip.querySelector(`[data-token="${index}"]`));
     const classes = [[pinned, "is-query"], [key, "is-key"], [hovered.query, "is-hover"], [hovered.key, "is-hover"]];
     for (const [index, name] of classes) find(index)?.classList.add(name);
     strip.querySelectorAll('[tabindex="0"]').forEach((each) => { each.tabIndex = -1; });

@@ -186,6 +186,7 @@
       const [q, k] = [tokenAt(meta.y, at.y), tokenAt(meta.x, at.x)];
       if (q >= 0 && k >= 0) workbench.change({ q, k, t: null });
     }
+    if (meta.click === "row" && at.y >= 0) workbench.change({ q: at.y, t: null }); // its columns are no tokens of the run
     if (meta.click === "depth") workbench.change({ q: at.x, depth: at.y, t: null });
     // What a cell sets: the changes of its column and of its row.
     if (meta.click === "choose") workbench.change({ ...(meta.choices.x || [])[at.x], ...(meta.choices.y || [])[at.y] });

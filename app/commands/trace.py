@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.commands._console import Failure, facts_table, note, print_json, progress_bar, read_text, stdout
 from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_model, open_store
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from app.reading import reading
 
 PANEL = "Look inside"
 
@@ -50,7 +48,11 @@ def command(
 
     from workbench.lab.trace import trace_run
 
-    loaded, read = reading(open_model(model), source, content)
+    opened = open_model(model)
+    try:
+        loaded, read = reading(opened, source, content)
+    except ValueError as error:
+        raise Failure(str(error), 'Of an encoder-decoder, and only there: --source "what its encoder reads".') from None
     chosen = None if layers is None else parse_layers(layers, loaded.n_layers)
     with progress_bar(f"tracing {model}") as progress:
         run = trace_run(loaded, read, store, title=title, progress=progress, layers=chosen)
@@ -73,23 +75,6 @@ def command(
     stdout().print(facts_table("run", run.id, shown))
     where = f" --runs {store.root}" if out is not None else ""
     note(f"See it with `workbench serve{where}`.")
-
-
-def reading(model: Any, source: str | None, text: str) -> tuple[Any, str | Tensor]:
-    """An encoder-decoder bound to what its encoder reads, and its text behind the token that begins every text; other models as they are.
-
-    Raises Failure where a source and the model do not go together.
-    """
-    if not hasattr(model, "with_source"):
-        if source is not None:
-            raise Failure(f"--source: {model.name} has no encoder that would read it", "Leave --source out.")
-        return model, text
-    if source is None and model.config.source is None:
-        raise Failure(f"{model.name} is an encoder-decoder", 'Say what its encoder reads: --source "some text".')
-    import torch
-
-    bound = model if source is None else model.with_source(source)
-    return bound, torch.cat([model.start_tokens(1), model.to_tokens(text)], dim=1)
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:

@@ -14,22 +14,32 @@ Span = tuple[int, int]
 
 
 def attention_map(
-    source: str, tokens: Sequence[str], rows: Span, columns: Span, colours: Colours, theme: Theme, *, panel: str
+    source: str,
+    tokens: Sequence[str],
+    rows: Span,
+    columns: Span,
+    colours: Colours,
+    theme: Theme,
+    *,
+    panel: str,
+    read: Sequence[str] | None = None,
 ) -> go.Figure:
     """One head's pattern as a picture: row = token that reads, column = token that is read.
 
-    `source` is the address of the picture of exactly `rows` × `columns`. Click pins a cell, dragging zooms.
+    `source` is the address of the picture of exactly `rows` × `columns`. `read` are the tokens of another text, if that is what is read.
+    Click pins a cell (of another text: the row), dragging zooms.
     """
+    keys = Axis("token that is read (key)", len(tokens), "key", tokens)
     figure = picture(
         source,
-        Axis("token that is read (key)", len(tokens), "key", tokens),
+        keys if read is None else Axis("token of the source that is read (key)", len(read), "source", read),
         Axis("token that reads (query)", len(tokens), "query", tokens),
         columns,
         rows,
         colours,
         theme,
         panel=panel,
-        meta={"click": "pattern", "zoom": {"x": "cols", "y": "rows"}},
+        meta={"click": "pattern" if read is None else "row", "zoom": {"x": "cols", "y": "rows"}},
     )
     return figure
 
@@ -84,6 +94,7 @@ def head_profiles(
         y_title=y_title,
         panel=panel,
         role=role,
+        click="none" if role == "source" else "token",
         selected=n_heads - 1,
         from_zero=True,
         colours=[theme.accent if h == head else theme.dim for h in order],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from app.reading import again
 from app.services import LARGEST_PROMPT, Services
 from workbench.instrument.errors import suggestion
 from workbench.lab.jobs import Job, JobError
@@ -76,14 +77,18 @@ def repeatable(services: Services, run: Run) -> Run:
 
 
 def model_of(services: Services, run: Run) -> Any:
-    """The model that made a run, loaded. ValueError if the catalogue has other weights under its name by now."""
+    """The model that made a run, loaded, and bound to the run's source if it reads one.
+
+    Raises:
+        ValueError: the catalogue has other weights under its name by now, or a source whose tokens are not known.
+    """
     model = services.models.load(str(run.model["name"]))
     made_by = run.model.get("weights_sha256")
     if made_by is not None and made_by != model.weights_sha256():
         raise ValueError(
             f"{run.model['name']!r} has other weights than when this run was made, so it would give other numbers. Make a new run of it."
         )
-    return model
+    return again(model, run.manifest)
 
 
 def try_to_start(start: Callable[[], Job]) -> tuple[str | None, str]:

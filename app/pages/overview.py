@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
@@ -30,7 +30,9 @@ def structure(scene: Scene) -> Hashable:
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
-    form = content_frame("new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services, scene), "")
+    form = content_frame(
+        "new-run", "New run", "Give a text to a model; everything it does is recorded.", _form(services, scene), ""
+    )
     if scene.run is None:
         return [html.Div([html.Div(_welcome(), className="column span-7"), html.Div(form, className="column span-5")],
                          className="grid")]  # fmt: skip
@@ -69,7 +71,9 @@ def _card(services: Services, scene: Scene) -> Component:
     if known.get("card"):
         card = dcc.Markdown(known["card"], className="card-text")
         details.append(html.Details([html.Summary("Full card", className="card-summary"), card]))
-    title = html.Span([known.get("title") or model.get("name") or run.title, " ", provenance_chip(model.get("provenance"))])
+    title = html.Span(
+        [known.get("title") or model.get("name") or run.title, " ", provenance_chip(model.get("provenance"))]
+    )
     return content_frame("card", title, "", details, "")  # type: ignore[arg-type]
 
 
@@ -117,6 +121,9 @@ def _form(services: Services, scene: Scene) -> Component:
             html.Div(id="form-about", className="form-hint", **{"aria-live": "polite"}),
             html.Div(dmc.Checkbox(id="form-anyway", label="Open it although memory may run out", checked=False),
                      id="form-tight", className="is-hidden"),
+            html.Div(dmc.Textarea(id="form-source", label="Source: what its encoder reads", autosize=True, minRows=2, maxRows=6,
+                                  spellCheck=False, placeholder="translate English to German: That is good."),
+                     id="form-reads", className="is-hidden"),
             dmc.Textarea(id="form-text", label="Text", value=EXAMPLE, autosize=True, minRows=3, maxRows=9, spellCheck=False,
                          placeholder="Type or paste a text"),
             html.Div([
@@ -130,64 +137,88 @@ def _form(services: Services, scene: Scene) -> Component:
 
 
 def start(
-    services: Services, name: str | None, text: str | None, dtype: str | None = None, anyway: bool = False
+    services: Services,
+    name: str | None,
+    text: str | None,
+    dtype: str | None = None,
+    anyway: bool = False,
+    source: str | None = None,
 ) -> tuple[str | None, str]:
     """Start a trace: (job id or None, what to tell the reader)."""
     if not name or not name.strip():
         return None, "Choose a model first."
     if not text or not text.strip():
         return None, "Type a text first: there is nothing to read."
-    if len(text) > LARGEST_PROMPT:
-        return None, f"The text has {len(text):,} characters; at most {LARGEST_PROMPT:,} can be started from here."
+    for what, given in (("text", text), ("source", source or "")):
+        if len(given) > LARGEST_PROMPT:
+            return None, f"The {what} has {len(given):,} characters; at most {LARGEST_PROMPT:,} can be started here."
+    settings = {"dtype": dtype or DTYPES[0][0]}
     try:
-        if name not in {model["name"] for model in _models(services)} or _is_checkpoint(services, name):
+        listed = next((model for model in _models(services) if model["name"] == name), None)
+        if listed is None or _is_folder(listed):
             known = services.models.look_up(name, dtype or DTYPES[0][0])
             if known["problem"]:
                 return None, f"{name} cannot be opened: {known['problem']}"
             if known["tight"] and not anyway:
-                return None, "This may need more memory than is free here: look at the estimate above, and tick the box to open it anyway."
-        return services.models.start_trace(name, text, {"dtype": dtype or DTYPES[0][0]}).id, ""
+                return (
+                    None,
+                    "This may need more memory than is free: see the estimate above, and tick the box to open it anyway.",
+                )
+            if known["reads_source"]:
+                if not source or not source.strip():
+                    return None, f"{name} is an encoder-decoder: type its source, too (of a hub id, after Look up)."
+                settings["source"] = source
+        return services.models.start_trace(name, text, settings).id, ""
     except (ValueError, LookupError, JobError) as error:
         return None, str(error)
 
 
-def _is_checkpoint(services: Services, name: str) -> bool:
-    return any(model["name"] == name and model.get("provenance") == "pretrained" for model in _models(services))
+def _is_folder(model: Mapping[str, Any]) -> bool:
+    """Whether a listed model is a folder or a hub id, of which files can be asked: neither shipped nor at random weights."""
+    return model.get("provenance") != "random" and not model.get("card")
 
 
-def about_model(services: Services, name: str | None, hub: str | None, dtype: str | None, asked: bool) -> tuple[Any, str, str, str]:
-    """What the form says of the chosen model, and the classes of the parts for checkpoints: (words, hub id, precision, tight memory)."""
-    shown, hidden = "form-look", "is-hidden"
+class About(NamedTuple):
+    """What the form says of the chosen model, and which of its parts for checkpoints are shown."""
+
+    words: Any
+    hub: bool = False
+    precision: bool = False
+    tight: bool = False
+    source: bool = False
+
+
+def about_model(services: Services, name: str | None, hub: str | None, dtype: str | None, asked: bool) -> About:
+    """What the form says once a model is chosen or, for one on the hub, looked up."""
     if name == OTHER:
         if not asked or not (hub or "").strip():
-            return "A model on the Hugging Face hub: its files are downloaded once and stay on this computer.", shown, "", hidden
-        words, tight = _looked_up(services, str(hub), dtype)
-        return words, shown, "", "" if tight else hidden
+            words = "A model on the Hugging Face hub: its files are downloaded once and stay on this computer."
+            return About(words, hub=True, precision=True)
+        return _looked_up(services, str(hub), dtype)._replace(hub=True, precision=True)
     model = next((each for each in _models(services) if each["name"] == name), None)
     if model is None:
-        return "", hidden, hidden, hidden
-    if model.get("provenance") == "pretrained":
-        words, tight = _looked_up(services, str(name), dtype)
-        return words, hidden, "", "" if tight else hidden
+        return About("")
+    if _is_folder(model):
+        return _looked_up(services, str(name), dtype)._replace(precision=model.get("provenance") == "pretrained")
     size = _count(model.get("parameters"))
     parts = [part for part in (model.get("family"), size and f"{size} parameters") if part]
     words = [provenance_chip(model.get("provenance")), " ", " · ".join(parts)]
     if model.get("description"):
         words.append(html.P(model["description"], className="panel-words"))
-    return words, hidden, hidden, hidden
+    return About(words)
 
 
-def _looked_up(services: Services, name: str, dtype: str | None) -> tuple[Any, bool]:
-    """What opening a checkpoint would take, and whether memory is tight."""
+def _looked_up(services: Services, name: str, dtype: str | None) -> About:
+    """What opening a checkpoint would take, whether memory is tight, and whether it reads a source."""
     try:
         known = services.models.look_up(name, dtype or DTYPES[0][0])
     except (ValueError, LookupError) as error:
-        return html.Div(str(error), className="form-message"), False
+        return About(html.Div(str(error), className="form-message"))
     facts: list[Component] = [html.Dl([html.Div([html.Dt(term), html.Dd(words)]) for term, words in in_words(known)],
                                       className="card-facts")]  # fmt: skip
     if known["problem"]:
         facts.append(html.Div(f"It cannot be opened: {known['problem']}", className="form-message"))
-    return facts, bool(known["tight"])
+    return About(facts, tight=bool(known["tight"]), source=bool(known["reads_source"]))
 
 
 def register(app: Dash, services: Services) -> None:
@@ -200,15 +231,22 @@ def register(app: Dash, services: Services) -> None:
         State("form-dtype", "value"),
         State("form-anyway", "checked"),
         State("form-text", "value"),
+        State("form-source", "value"),
         prevent_initial_call=True,
         running=[(Output("form-start", "disabled"), True, False)],
     )
     def start_run(
-        clicks: int, name: str | None, hub: str | None, dtype: str | None, anyway: bool, text: str | None
+        clicks: int,
+        name: str | None,
+        hub: str | None,
+        dtype: str | None,
+        anyway: bool,
+        text: str | None,
+        source: str | None,
     ) -> tuple[Any, str]:
         if not clicks:
             return no_update, ""
-        job, words = start(services, hub if name == OTHER else name, text, dtype, bool(anyway))
+        job, words = start(services, hub if name == OTHER else name, text, dtype, bool(anyway), source)
         return (job if job else no_update), words
 
     @app.callback(
@@ -216,13 +254,16 @@ def register(app: Dash, services: Services) -> None:
         Output("form-other", "className"),
         Output("form-precision", "className"),
         Output("form-tight", "className"),
+        Output("form-reads", "className"),
         Input("form-model", "value"),
         Input("form-look", "n_clicks"),
         Input("form-dtype", "value"),
         State("form-hub", "value"),
         running=[(Output("form-look", "loading"), True, False)],
     )
-    def about(name: str | None, clicks: int | None, dtype: str | None, hub: str | None) -> tuple[Any, str, str, str]:
+    def about(
+        name: str | None, clicks: int | None, dtype: str | None, hub: str | None
+    ) -> tuple[Any, str, str, str, str]:
         return about_model(services, name, hub, dtype, asked=bool(clicks))
 
     app.clientside_callback(

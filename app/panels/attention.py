@@ -21,7 +21,7 @@ from app.panels.base import (
 )
 from app.panels.words import cell_word, is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
-from app.services import Scene
+from app.services import Scene, reads_source
 from app.theme import Theme
 from app.view_state import POOLINGS
 from workbench.lab.factors import LayerFactors
@@ -72,7 +72,8 @@ class HeadMosaic(ImagePanel):
 
     def _masked(self, scene: Scene, index: int, tiles: np.ndarray) -> np.ndarray:
         layer, total = scene.layers[index], (0, scene.n_tokens)
-        seen = visible_bins(total, total, *tiles.shape[1:], causal=(layer.get("pattern") or {}).get("causal", True),
+        read = (0, layer.get("n_columns") or scene.n_tokens)
+        seen = visible_bins(total, read, *tiles.shape[1:], causal=(layer.get("pattern") or {}).get("causal", True),
                             strict=bool(layer.get("strict")), window=layer.get("window"))  # fmt: skip
         return np.where(seen, tiles, np.nan)
 
@@ -147,12 +148,15 @@ class AttentionMap(PicturePanel):
     zoom = ("rows", "cols")
 
     def aspect(self, scene: Scene) -> float | None:
-        return 1.0
+        if not reads_source(scene.layer):
+            return 1.0
+        (top, bottom), (left, right) = self.spans(scene)
+        return min(max((right - left) / (bottom - top), 0.5), 2.0)
 
     def shape(self, scene: Scene) -> tuple[int, int]:
         self.check(scene)
-        length = check_pattern(scene).length
-        return length, length
+        factors = check_pattern(scene)
+        return factors.length, factors.columns
 
     def spans(self, scene: Scene) -> tuple[Span, Span]:
         rows, columns = self.shape(scene)
@@ -173,9 +177,11 @@ class AttentionMap(PicturePanel):
         factors, view = scene.factors(), scene.view
         if self._coarse(scene):
             stored = scene.opened().array(f"overview.{view.layer}")[view.head]
-            edges = bin_edges(factors.length, len(stored))
             rows, columns = self.extents(scene)
-            bins = [slice(*np.searchsorted(edges, span).tolist()) for span in (rows, columns)]
+            bins = [
+                slice(*np.searchsorted(edges, span).tolist())
+                for edges, span in zip(self._edges(scene), (rows, columns), strict=True)
+            ]
             pooled = stored[bins[0], bins[1]]
         else:
             pooled = factors.overview(view.head, size, slice(*rows), slice(*columns), view.pooling)
@@ -189,12 +195,16 @@ class AttentionMap(PicturePanel):
         if not self._coarse(scene):
             return spans
         # The stored bins that the part in view touches; they may reach a little beyond it.
-        edges = bin_edges(scene.n_tokens, scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
         first, last = (
             [int(edges[np.searchsorted(edges, a, side="right") - 1]), int(edges[np.searchsorted(edges, b)])]
-            for a, b in spans
+            for edges, (a, b) in zip(self._edges(scene), spans, strict=True)
         )
         return (first[0], first[1]), (last[0], last[1])
+
+    def _edges(self, scene: Scene) -> list[np.ndarray]:
+        """Where the bins of the stored overview begin, of rows and of columns."""
+        bins = scene.opened().array(f"overview.{scene.view.layer}").shape[1:]
+        return [bin_edges(size, count) for size, count in zip(self.shape(scene), bins, strict=True)]
 
     def _coarse(self, scene: Scene) -> bool:
         """Whether the picture is made of the overview that the run stores. TooLarge when that overview cannot show it."""
@@ -230,22 +240,23 @@ class AttentionMap(PicturePanel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.spans(scene)
         figure = attention_map(
-            self.address(scene, theme), scene.tokens, rows, columns, self.colours(scene, theme), theme, panel=self.id
-        )
+            self.address(scene, theme), scene.tokens, rows, columns, self.colours(scene, theme), theme, panel=self.id,
+            read=scene.source_tokens if reads_source(scene.layer) else None,
+        )  # fmt: skip
         (top, bottom), (left, right) = self.extents(scene)
         figure.layout.images[0].update(x=left, y=top, sizex=right - left, sizey=bottom - top)
         return figure
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
         seen = scene.factors().visible([row], [column])[0, 0]
-        words = [("reads", token_label(scene.tokens, row)), ("from", token_label(scene.tokens, column))]
+        words = [("reads", token_label(scene.tokens, row)), ("from", token_label(scene.read_tokens, column))]
         return words if seen else [*words, ("", "this token cannot see that one")]
 
     def facts(self, scene: Scene) -> list[str]:
         facts = head_words(scene)
         down, across = self.binning(scene)
         if self._coarse(scene):
-            side = -(-scene.n_tokens // scene.opened().array(f"overview.{scene.view.layer}").shape[-1])
+            side = max(int(np.diff(edges).max()) for edges in self._edges(scene))
             more = "zoom in for more" if scene.factors().whole else "more is not stored"
             facts.append(f"coarse: one picture cell = up to {side} × {side} tokens, drawn by {POOLINGS['max']}; {more}")
         elif max(down, across) > 1:
@@ -268,7 +279,7 @@ values = np.where(factors.visible(rows, columns), weights, np.float32(np.nan))
             return f"Map of head {scene.view.head} of layer {scene.view.layer}."
         top = int(np.nanargmax(received))
         return (f"Map of head {scene.view.head} of layer {scene.view.layer}. The token that gets most is "
-                f"{token_label(scene.tokens, top)}, with a mean weight of {number(received[top])}.")  # fmt: skip
+                f"{token_label(scene.read_tokens, top)}, with a mean weight of {number(received[top])}.")  # fmt: skip
 
     def _received(self, scene: Scene) -> np.ndarray | None:
         run, name = scene.opened(), f"received.{scene.view.layer}"
@@ -295,9 +306,18 @@ class QueryRow(StripPanel):
     def scale(self, scene: Scene) -> str:
         return "linear" if scene.view.scale == "row" else scene.view.scale
 
+    def colours(self, scene: Scene, theme: Theme) -> dict[str, list]:
+        colours = super().colours(scene, theme)
+        return {**colours, "tokens": scene.source_tokens} if reads_source(scene.layer) else colours
+
+    def table(self, scene: Scene) -> Table:
+        read = scene.read_tokens
+        return ["token", "value"], ([token_label(read, i), float(v)] for i, v in enumerate(self.values(scene)))
+
     def facts(self, scene: Scene) -> list[str]:
         return [
             *head_words(scene),
+            *(["drawn over the source"] if reads_source(scene.layer) else []),
             f"pinned: token {token_label(scene.tokens, scene.query)}",
             scale_words(self.scale(scene)),
         ]
@@ -327,8 +347,9 @@ class Received(FigurePanel):
         return np.asarray(scene.opened().array(name))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        return head_profiles(self.values(scene), scene.tokens, scene.view.head, theme,
-                             y_title=f"mean {cell_word(scene.layer or {})}", panel=self.id, role="key")  # fmt: skip
+        role = "source" if reads_source(scene.layer) else "key"
+        return head_profiles(self.values(scene), scene.read_tokens, scene.view.head, theme,
+                             y_title=f"mean {cell_word(scene.layer or {})}", panel=self.id, role=role)  # fmt: skip
 
     def snippet_body(self, scene: Scene) -> str:
         return f'values = run.array("received.{scene.view.layer}")  # head, pos'
@@ -393,6 +414,11 @@ class OffsetProfile(FigurePanel):
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
         factors, head = check_pattern(scene), scene.view.head
+        if reads_source(scene.layer):
+            raise NothingToShow(
+                "No distances here",
+                "This layer reads another text, the source: its tokens are not before or behind the run's.",
+            )
         key = ("offsets", scene.view.layer, head)
         return scene.once(*key, make=lambda: factors.offset_profile(head, self._count(scene)))
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.common import Colours, number, token_label
-from app.figures.overview import block_diagram, column_count, loss_strip, next_tokens, residual_norms
+from app.figures.overview import block_diagram, column_count, loss_strip, next_tokens, residual_norms, tallest_column
 from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Span, StripPanel, Table
 from app.panels.words import kind_words
 from app.services import Scene
@@ -62,7 +62,7 @@ def _recorded_blocks(scene: Scene) -> list[dict[str, Any]]:
 
 
 def token_name(scene: Scene, token: int) -> str:
-    """The text of a token id: exact for byte tokens and for tokens that occur in the run, else `#id`."""
+    """The text of a token id: exact for byte tokens and for tokens that the run holds or predicts, else `#id`."""
     return scene.once("token-names", make=lambda: token_names(scene.opened()))(token)
 
 
@@ -72,6 +72,7 @@ def token_names(run: Run) -> Callable[[int], str]:
     if record.get("tokenizer") == "bytes":
         return lambda token: chr(token) if 0 <= token < 256 else f"#{token}"
     known = dict(zip(record["ids"], record["strings"], strict=True))
+    known |= {int(token): label for token, label in record.get("predicted", {}).items()}
     return lambda token: known.get(token, f"#{token}")
 
 
@@ -97,6 +98,9 @@ class Diagram(FigurePanel):
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         return block_diagram(self.blocks(scene), theme, panel=self.id, layer=scene.view.layer)
+
+    def pixels_high(self, scene: Scene) -> int:
+        return max(self.height, 62 + 64 * tallest_column(self.blocks(scene)))
 
     def width(self, scene: Scene) -> int:
         """Pixels below which the labels would collide."""
@@ -183,7 +187,7 @@ class LossStrip(FigurePanel):
 
 
 class NextTokens(FigurePanel):
-    """What the model expects after the pinned token."""
+    """What the model expects after the pinned token; of an encoder with a head for masked tokens, what it would put in its place."""
 
     id = "next-tokens"
     title = "What it expects next"
@@ -191,23 +195,45 @@ class NextTokens(FigurePanel):
     depends = ("run", "query")
     height = 330
 
+    def heading(self, scene: Scene) -> str:
+        return "What it would put here" if self._here(scene) else self.title
+
+    def explanation(self, scene: Scene) -> str:
+        if not self._here(scene):
+            return self.words
+        return (
+            "The most likely tokens in the place of the pinned token, which this encoder reads too unless it is a mask. "
+            "The one that stands there is green (✓)."
+        )
+
+    def _here(self, scene: Scene) -> bool:
+        return scene.run is not None and scene.run.has("here.log_probs")
+
+    def _name(self, scene: Scene) -> str:
+        return "here" if self._here(scene) else "next"
+
+    def _target(self, scene: Scene) -> int:
+        """The token that is predicted at the pinned one."""
+        return scene.query if self._here(scene) else scene.query + 1
+
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)
-        if not scene.opened().has("next.log_probs"):
+        name = f"{self._name(scene)}.log_probs"
+        if not scene.opened().has(name):
             raise NothingToShow(
                 "No predictions in this run",
-                "Its model reads the whole text at once (an encoder) and predicts no next token.",
+                "Its model is an encoder without a head for masked tokens: it predicts neither these nor the next token.",
             )
-        return np.asarray(scene.opened().array("next.log_probs")[scene.query])
+        return np.asarray(scene.opened().array(name)[scene.query])
 
     def _ids(self, scene: Scene) -> list[int]:
-        return scene.opened().array("next.ids")[scene.query].tolist()
+        return scene.opened().array(f"{self._name(scene)}.ids")[scene.query].tolist()
 
     def _actual(self, scene: Scene) -> int | None:
-        following = scene.query + 1
-        if following >= scene.n_tokens:
+        target = self._target(scene)
+        if target >= scene.n_tokens:
             return None
-        token, ids = int(scene.opened().array("tokens")[following]), self._ids(scene)
+        token, ids = int(scene.opened().array("tokens")[target]), self._ids(scene)
         return ids.index(token) if token in ids else None
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
@@ -223,13 +249,15 @@ class NextTokens(FigurePanel):
         return ["token", "id", "log probability", "probability"], iter(rows)
 
     def snippet_body(self, scene: Scene) -> str:
-        return f'values = run.array("next.log_probs")[{scene.query}]  # token ids: run.array("next.ids")'
+        name = self._name(scene)
+        return f'values = run.array("{name}.log_probs")[{scene.query}]  # token ids: run.array("{name}.ids")'
 
     def facts(self, scene: Scene) -> list[str]:
-        facts = [f"after token {token_label(scene.tokens, scene.query)}"]
-        following = scene.query + 1
-        if following < scene.n_tokens and self._actual(scene) is None:
-            facts.append(f"what came next, {token_label(scene.tokens, following)}, is not among them")
+        facts = [f"{'at' if self._here(scene) else 'after'} token {token_label(scene.tokens, scene.query)}"]
+        target = self._target(scene)
+        if target < scene.n_tokens and self._actual(scene) is None:
+            stands = "stands there" if self._here(scene) else "came next"
+            facts.append(f"what {stands}, {token_label(scene.tokens, target)}, is not among them")
         return facts
 
 

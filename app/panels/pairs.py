@@ -14,7 +14,7 @@ import numpy as np
 
 from app.panels.base import NothingToShow, Span
 from app.panels.words import kind_words
-from app.services import LeastRecentlyUsed, Scene
+from app.services import LeastRecentlyUsed, Scene, reads_source
 from app.view_state import MATCHES
 from workbench.lab.alignment import Alignment, TokenText, align
 from workbench.lab.factors import FactorError, LayerFactors
@@ -89,7 +89,7 @@ class Pair:
         return [
             (layer["layer"], head)
             for layer in self.runs[side].layers
-            if layer.get("form") is not None
+            if layer.get("form") is not None and not reads_source(layer)
             for head in range(layer["n_heads"])
         ]
 
@@ -166,6 +166,11 @@ class Pair:
             name = kind_words(record["kind"])
             raise NothingToShow(
                 f"This layer of {SIDES[side]} has no token-to-token map", f"A {name} layer is not linear in its values."
+            )
+        if reads_source(record):
+            raise NothingToShow(
+                f"This layer of {SIDES[side]} reads another text",
+                "Its columns are the source's tokens, which are not aligned. Choose another layer.",
             )
         return self.cache.get(("factors", run.id, layer), lambda: LayerFactors.from_run(run, layer))
 

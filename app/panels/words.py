@@ -76,6 +76,8 @@ def memory_words(layer: Mapping[str, Any]) -> str:
         window = layer.get("window")
         kept = f"of the last {window} tokens" if window else "of every token so far"
         return f"Softmax attention has no fixed-size state: its memory is the KV cache, the key and the value {kept}."
+    if layer.get("n_columns"):
+        return f"Cross-attention carries the keys and values of the source's {layer['n_columns']} tokens, made once."
     if not state:
         return "This layer records no state."
     slots = layer.get("states") or [{"name": "state", "shape": state["shape"]}]

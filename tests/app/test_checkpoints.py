@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 
 import models
 from app.checkpoints import Checkpoints, in_words
+from app.measure.common import model_of
 from app.model_service import WorkbenchModels
 from app.open_models import OpenModels, size_of
 from app.pages import overview
 from app.services import Services
 from tests.models.pretrained.reference import CASES, Case, write
+from tests.models.pretrained.test_encoder_decoders import CASES as ENCODER_DECODERS
 from workbench.lab.checkpoints import CheckpointError
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
@@ -109,22 +112,50 @@ def test_tight_memory_asks_first(services: Services, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(folders, "free_memory", lambda: 1000)
     job, words = overview.start(services, "llama", "a cat")
     assert job is None and "tick the box" in words
-    shown, other, precision, tight = overview.about_model(services, "llama", None, "float32", asked=False)
-    assert (other, precision, tight) == ("is-hidden", "", "") and "1.0 kB are free" in json.dumps(
-        shown[0].to_plotly_json(), default=str
-    )
+    about = overview.about_model(services, "llama", None, "float32", asked=False)
+    assert (about.hub, about.precision, about.tight, about.source) == (False, True, True, False)
+    assert "1.0 kB are free" in json.dumps(about.words[0].to_plotly_json(), default=str)
     job, words = overview.start(services, "llama", "a cat", "auto", anyway=True)
     assert job is not None
     services.jobs.wait(job, timeout=120)
 
 
 def test_what_the_form_says(services: Services) -> None:
-    words, other, precision, tight = overview.about_model(services, overview.OTHER, "", "float32", asked=False)
-    assert "hub" in words and other == "form-look" and precision == "" and tight == "is-hidden"
-    words, *_ = overview.about_model(services, overview.OTHER, "someone/nothing", "float32", asked=True)
-    assert "HF_HUB_OFFLINE" in str(words)
-    _, other, precision, _ = overview.about_model(services, "gpt-english", None, "float32", asked=True)
-    assert other == precision == "is-hidden"
+    about = overview.about_model(services, overview.OTHER, "", "float32", asked=False)
+    assert "hub" in about.words and about.hub and about.precision and not about.tight
+    about = overview.about_model(services, overview.OTHER, "someone/nothing", "float32", asked=True)
+    assert "HF_HUB_OFFLINE" in str(about.words)
+    about = overview.about_model(services, "gpt-english", None, "float32", asked=True)
+    assert not (about.hub or about.precision or about.source)
+    about = overview.about_model(services, "mine", None, "float32", asked=False)
+    assert "opens as retnet" in str(about.words) and not about.precision, "our own folders have one precision"
+
+
+def test_an_encoder_decoder_asks_for_its_source(services: Services, root: Path) -> None:
+    """The form has a field for it, a start without it says so, and the run has both texts, whether published or saved by us."""
+    known = ENCODER_DECODERS["t5"]
+    write(Case(known.model, {**known.settings, "vocab_size": 256}), root / "t5")
+    try:
+        model = models.load(root / "t5")
+        models.save(model, root / "own-t5")
+        for name in ("t5", "own-t5"):
+            assert overview.about_model(services, name, None, "float32", asked=False).source
+            job, words = overview.start(services, name, "a cat")
+            assert job is None and f"{name} is an encoder-decoder: type its source, too" in words
+            job, words = overview.start(services, name, "a cat", source="eine Katze")
+            assert words == "" and job is not None
+            services.jobs.wait(job, timeout=120)
+            run = services.store.open(services.store.list()[0].id)
+            assert run.manifest["source"]["text"] == "eine Katze" and run.layer(1)["n_columns"] == 10
+            again = model_of(services, run)
+            assert again.bound_source()[0] == list(b"eine Katze"), "measurements of this run read its source again"
+        assert not overview.about_model(services, "llama", None, "float32", asked=False).source
+        job, _ = overview.start(services, "llama", "a cat", source="left over from another model")
+        services.jobs.wait(str(job), timeout=120)
+        assert services.store.open(services.store.list()[0].id).manifest["source"] is None
+    finally:
+        for name in ("t5", "own-t5"):
+            shutil.rmtree(root / name)
 
 
 def test_models_leave_when_memory_is_short() -> None:
