@@ -82,7 +82,7 @@ def block_diagram(blocks: Sequence[Mapping[str, Any]], theme: Theme, *, panel: s
     `layer` is the chosen one.
     """
     columns = _columns(blocks)
-    tallest = max((len(column["parts"]) for column in columns), default=1)
+    tallest = tallest_column(blocks)
     figure = go.Figure()
     figure.add_shape(type="line", x0=-0.62, x1=len(columns) - 0.38, y0=0, y1=0, line={"color": theme.dim, "width": 2.5})
     figure.add_annotation(x=len(columns) - 0.36, y=0, ax=-14, ay=0, arrowhead=2, arrowwidth=2.5, arrowcolor=theme.dim, text="")
@@ -107,6 +107,11 @@ def block_diagram(blocks: Sequence[Mapping[str, Any]], theme: Theme, *, panel: s
 def column_count(blocks: Sequence[Mapping[str, Any]]) -> int:
     """How many columns `block_diagram` draws."""
     return len(_columns(blocks))
+
+
+def tallest_column(blocks: Sequence[Mapping[str, Any]]) -> int:
+    """How many boxes the tallest column of `block_diagram` has."""
+    return max((len(column["parts"]) for column in _columns(blocks)), default=1)
 
 
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
