@@ -1,4 +1,4 @@
-"""`workbench runs`: list, show, delete and export finished runs."""
+"""`workbench runs`: list, show, delete, export and import finished runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from app.commands._console import (
     stdout,
 )
 from app.commands._options import AsJson, RunsFolder, complete_runs, open_store
+from workbench.lab.run_format import RunError
 
 PANEL = "What is here"
 
-group = typer.Typer(help="List, show, delete and export runs.", rich_markup_mode="markdown")
+group = typer.Typer(help="List, show, delete, export and import runs.", rich_markup_mode="markdown")
 RunId = Annotated[str, typer.Argument(help="Id of the run, from `workbench runs`.", autocompletion=complete_runs)]
 Kind = Annotated[
     str | None, typer.Option(help="Only runs of this kind, such as trace or training.", show_default=False)
@@ -32,7 +33,7 @@ Model = Annotated[str | None, typer.Option(help="Only runs of this model.", show
 
 @group.callback(invoke_without_command=True)
 def default(context: typer.Context, runs: RunsFolder = None, as_json: AsJson = False) -> None:
-    """List, show, delete and export runs. Without a further word it lists them."""
+    """List, show, delete, export and import runs. Without a further word it lists them."""
     if context.invoked_subcommand is None:
         list_runs(runs, None, None, as_json)
     elif runs is not None or as_json:
@@ -134,3 +135,29 @@ def export_run(
     else:
         stdout().print(str(target), highlight=False, soft_wrap=True)
         note(f"{readable_bytes(size)}, {counted(len(run.arrays()), 'array')}")
+
+
+@group.command("import")
+def import_run(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Zip files, from `workbench runs export` or the page.", exists=True, dir_okay=False),
+    ],
+    runs: RunsFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in runs from zip files. Each is checked byte by byte before it is listed."""
+    store = open_store(runs)
+    taken = []
+    for file in files:
+        try:
+            taken.append(store.import_zip(file))
+        except RunError as error:
+            kept = f" {counted(len(taken), 'run')} before it {'is' if len(taken) == 1 else 'are'} in." if taken else ""
+            raise Failure(f"{file}: {error}.{kept}") from None
+    if as_json:
+        print_json([run.id for run in taken])
+        return
+    for run in taken:
+        stdout().print(run.id, highlight=False, soft_wrap=True)
+        note(f"{run.title}: {counted(len(run.arrays()), 'array')}")

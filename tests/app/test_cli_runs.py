@@ -108,3 +108,15 @@ def test_a_broken_folder_is_mentioned_beside_the_listing(workbench: Callable, st
     (store.root / "broken").mkdir()
     shown = workbench("runs", "list", "--runs", store.root, "--json")
     assert len(shown.json) == 2 and "broken is not a readable run" in shown.err
+
+
+def test_import_takes_in_an_exported_run(workbench: Callable, store: RunStore, tmp_path: Path) -> None:
+    entry = store.list()[0]
+    file, other = tmp_path / "run.zip", tmp_path / "other"
+    assert workbench("runs", "export", entry.id, "--runs", store.root, "--out", file).code == 0
+    taken = workbench("runs", "import", file, "--runs", other)
+    assert taken.code == 0 and taken.out == f"{entry.id}\n"
+    assert RunStore(other).open(entry.id).manifest == store.open(entry.id).manifest
+    again = workbench("runs", "import", file, "--runs", other)
+    assert again.code == 1 and "here already" in again.err and "Traceback" not in again.err
+    assert workbench("runs", "import", tmp_path / "nothing.zip", "--runs", other).code == 2

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -505,6 +506,84 @@ def test_export_unpacks_to_the_same_run(store: RunStore, tmp_path: Path) -> None
     with pytest.raises(RunNotFoundError):
         store.export_zip("nothing", tmp_path / "no.zip")
     assert not (tmp_path / "no.zip").exists()
+
+
+def archive_of(*members: tuple[str, bytes]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name twice
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer
+
+
+def exported(store: RunStore) -> tuple[str, dict[str, bytes]]:
+    """A run with a figure, and the members of its archive."""
+    with store.create("training", "travels", model=MODEL) as writer:
+        writer.add_array("a", np.arange(1000.0), axes=("pos",))
+        writer.add_figure("f.png", b"png")
+    buffer = io.BytesIO()
+    store.export_zip(writer.id, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return writer.id, {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_import_takes_in_what_export_wrote(store: RunStore, tmp_path: Path) -> None:
+    run_id, _ = exported(store)
+    store.export_zip(run_id, tmp_path / "out.zip")
+    other = RunStore(tmp_path / "other")
+    run = other.import_zip(tmp_path / "out.zip")
+    assert run.path == other.root / run_id and run.manifest == store.open(run_id).manifest
+    assert run.verify() == store.open(run_id).verify() and run.figure("f.png") == b"png"
+    assert [entry.id for entry in other.list()] == [run_id]
+    assert sorted(path.name for path in other.root.iterdir() if not path.name.startswith(".index")) == [".lock", run_id]
+    with pytest.raises(RunError, match="here already"):
+        other.import_zip(tmp_path / "out.zip")
+    other.delete(run_id)
+    assert other.import_zip(tmp_path / "out.zip").id == run_id
+
+
+def test_import_refuses_what_is_not_one_whole_run(store: RunStore, tmp_path: Path) -> None:
+    run_id, members = exported(store)
+    other = RunStore(tmp_path / "other")
+    whole = list(members.items())
+    flipped = {name: content[:-1] + bytes([content[-1] ^ 1]) for name, content in members.items()}
+    arrays, figure = f"{run_id}/arrays.safetensors", f"{run_id}/figures/f.png"
+    broken = archive_of(*whole)
+    position = broken.getvalue().index(members[arrays][-64:])
+    broken.getbuffer()[position] ^= 1
+    locked = bytearray(archive_of(*whole).getvalue())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[locked.index(signature) + offset] |= 1  # says that it is encrypted
+    cases = {
+        "not a zip archive": io.BytesIO(b"no archive at all"),
+        "holds 0 runs": archive_of(),
+        "expected the files of one run": archive_of(*whole, ("../../elsewhere.txt", b"x")),
+        "holds '/tmp/x'": archive_of(*whole, ("/tmp/x", b"x")),
+        "holds 2 runs": archive_of(*whole, ("another/manifest.json", b"{}")),
+        "a file twice": archive_of(*whole, (figure, b"png")),
+        "is missing": archive_of(*[item for item in whole if item[0] != arrays]),
+        "has changed since": archive_of(*[(name, flipped[name] if name == arrays else text) for name, text in whole]),
+        "figure 'f.png' of run": archive_of(*[(name, flipped[name] if name == figure else text) for name, text in whole]),
+        "figures that the run does not name": archive_of(*whole, (f"{run_id}/figures/g.png", b"png")),
+        "holds the manifest of run": archive_of(*[(name.replace(run_id, "renamed"), text) for name, text in whole]),
+        "Bad CRC": broken,
+        "encrypted": io.BytesIO(bytes(locked)),
+    }  # fmt: skip
+    for words, file in cases.items():
+        with pytest.raises(RunError, match=words):
+            other.import_zip(file)
+        left = [path.name for path in other.root.iterdir() if not path.name.startswith(".index")]
+        assert left in ([], [".lock"]), f"{words}: something is left behind"
+    assert other.list() == [] and not (tmp_path / "elsewhere.txt").exists()
+
+
+def test_import_leaves_room_on_the_disk(store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, members = exported(store)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**28 + 1000))
+    with pytest.raises(RunError, match="0 MB to spare"):
+        RunStore(tmp_path / "other").import_zip(archive_of(*members.items()))
 
 
 def test_delete(store: RunStore) -> None:

@@ -5,6 +5,7 @@
         run.add_array("loss", losses, axes=("step",), unit="nats")
         run.set(settings={"learning_rate": 1e-3}, seed=0)
     store.open(run.id).array("loss")
+    store.export_zip(run.id, "mine.zip")                      # and store.import_zip("theirs.zip")
 
 A run is written in a folder `.partial-<id>` whose owner holds a file lock, flushed to disk, and renamed to `<id>`
 in one step. So a folder with a valid id is complete, whatever was killed and when; folders whose owner is gone are
@@ -28,7 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from workbench.lab import run_format
+from workbench.lab import run_archive, run_format
 from workbench.lab.run_folder import Run, RunEntry, inside
 from workbench.lab.run_format import FORMAT, RUN_ID, RunError, RunNotFoundError
 from workbench.lab.run_writer import RunWriter, flush
@@ -135,18 +136,33 @@ class RunStore:
             finally:
                 partial.unlink(missing_ok=True)
             return
-        run = self.open(run_id)
-        moment = datetime.fromisoformat(run.created).timetuple()[:6]
-        with zipfile.ZipFile(file, "w") as archive:
-            for name in ("manifest.json", "arrays.safetensors", *(f"figures/{figure}" for figure in run.figures())):
-                member = zipfile.ZipInfo(f"{run_id}/{name}", date_time=moment)
-                # Arrays of floats hardly shrink; the manifest is text and does.
-                member.compress_type = zipfile.ZIP_STORED if name.endswith(".safetensors") else zipfile.ZIP_DEFLATED
-                member.external_attr = 0o600 << 16
-                source = inside(run.path, name)
-                member.file_size = source.stat().st_size
-                with source.open("rb") as reader, archive.open(member, "w") as writer:
-                    shutil.copyfileobj(reader, writer, 2**20)
+        run_archive.write(self.open(run_id), file)
+
+    def import_zip(self, file: str | os.PathLike[str] | IO[bytes]) -> Run:
+        """Take in a run from a zip archive that `export_zip` wrote, here or elsewhere, and return it.
+
+        Every byte is checked before the run is listed; nothing is left behind otherwise. RunError when the file is no such archive, is
+        damaged, or holds a run that is here already.
+        """
+        try:
+            with zipfile.ZipFile(file) as archive:
+                run_id = run_archive.run_id(archive)
+                try:
+                    partial, descriptor = self._claim_partial(run_id)
+                except FileExistsError:
+                    raise RunError(f"the run {run_id} is here already; delete it first to take it in again") from None
+                try:
+                    unpacked = run_archive.unpack(archive, partial)
+                    for path in (*unpacked.path.rglob("*"), unpacked.path):
+                        flush(path)
+                    os.rename(unpacked.path, self.root / run_id)
+                    flush(self.root)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    os.close(descriptor)
+        except zipfile.BadZipFile as error:
+            raise RunError(f"this is not a zip archive of a run: {error}") from error
+        return self.open(run_id)
 
     # ---- folders ----------------------------------------------------------------------------------------------------
 
