@@ -6,7 +6,7 @@
 
 rollout              Π_l ½(I + mean_h A_l): where attention could have carried information (Abnar & Zuidema 2020). Knows no output.
 gradient_attention   Π_l (I + mean_h (∇A_l ⊙ A_l)⁺) with the gradient of the metric: Chefer et al. 2021; the rule of Chefer et al. 2020
-                     has ∇A ⊙ R there, R from relevance propagation
+                     has ∇A ⊙ R there, R from relevance propagation: `probes.relevance_propagation`
 gradient_x_input     Σ_d x ∂f/∂x at the token embeddings
 integrated_gradients Σ_d (x − x') ∫ ∂f/∂x along the line from a baseline x' (Sundararajan et al. 2017): sums to f(x) − f(x')
 
@@ -106,7 +106,7 @@ def rollout(
     for pattern in patterns:
         pattern.meta.require_distribution("Rollout")
     mixed = [residual * _identity(p.values) + (1 - residual) * p.values.mean(1) for p in patterns]
-    return Relevance(_real(_product(mixed)[:, at], mask), "rollout")
+    return Relevance(real_scores(_product(mixed)[:, at], mask), "rollout")
 
 
 @implements("chefer-relevancy", "probe", "gradient_attention", note="without relevance propagation: ∇A ⊙ A for ∇A ⊙ R")
@@ -131,8 +131,7 @@ def gradient_attention(
     Raises:
         RefusedByPattern: a pattern that is signed or no distribution over tokens, a layer without a pattern. ValueError: unknown choices.
     """
-    if own not in OWN:
-        raise ValueError(f"own is {own!r}; expected one of {', '.join(OWN)}.{suggestion(own, OWN)}")
+    check_own(own)
     padding = {} if mask is None else {"mask": mask}
     tokens = model.to_tokens(tokens)
     with torch.no_grad():  # refuses before anything expensive runs
@@ -140,19 +139,30 @@ def gradient_attention(
     for pattern in metas:
         pattern.meta.require_distribution("Gradient-weighted attention")
     _, cache = model.run_with_cache(
-        tokens, role="pattern", gradients_of=lambda logits: _checked(metric(logits, tokens), tokens).sum(), **padding
+        tokens,
+        role="pattern",
+        gradients_of=lambda logits: one_per_sequence(metric(logits, tokens), tokens).sum(),
+        **padding,
     )
     by_depth = {cache.depth(address): address for address in cache}
-    addresses = [by_depth[depth] for depth in _depth_order(by_depth, start_layer, model)]
-    weighted = []
-    for address in addresses:
-        step = (cache.gradients[address] * cache[address]).clamp(min=0).mean(1)
-        step = step + _identity(step)
-        weighted.append(step / step.sum(-1, keepdim=True) if row_norm else step)
-    row = _product(weighted)[:, at].clone()
+    addresses = [by_depth[depth] for depth in depth_order(by_depth, start_layer, model)]
+    steps = [(cache.gradients[address] * cache[address]).clamp(min=0).mean(1) for address in addresses]
+    return Relevance(real_scores(rolled_out(steps, at, row_norm, own), mask), "gradient_attention")
+
+
+def rolled_out(steps: Sequence[Tensor], at: int, row_norm: bool, own: str) -> Tensor:
+    """Row `at` of Π (I + step), first layer first, [batch, pos]. `row_norm` and `own` as in `gradient_attention`."""
+    maps = [step + _identity(step) for step in steps]
+    row = _product([m / m.sum(-1, keepdim=True) if row_norm else m for m in maps])[:, at].clone()
     if own != "keep":
         row[:, at] = row.amin(1) if own == "minimum" else 0.0
-    return Relevance(_real(row, mask), "gradient_attention")
+    return row
+
+
+def check_own(own: str) -> None:
+    """ValueError for an unknown choice of what the reading token gets."""
+    if own not in OWN:
+        raise ValueError(f"own is {own!r}; expected one of {', '.join(OWN)}.{suggestion(own, OWN)}")
 
 
 def _layers_from(model: Any, patterns: dict[Any, Pattern], start_layer: int) -> list[Pattern]:
@@ -163,13 +173,14 @@ def _layers_from(model: Any, patterns: dict[Any, Pattern], start_layer: int) -> 
         raise RefusedByPattern(
             f"Layers {missing} of {model.name} have no pattern, so nothing can be rolled out through them."
         )
-    found = [patterns[depth] for depth in _depth_order(patterns, start_layer, model)]
+    found = [patterns[depth] for depth in depth_order(patterns, start_layer, model)]
     for pattern in found:
         pattern.meta.require_tokens("Rollout")
     return found
 
 
-def _depth_order(depths: Any, start_layer: int, model: Any) -> list[Any]:
+def depth_order(depths: Any, start_layer: int, model: Any) -> list[Any]:
+    """Depths from a layer on, in the order in which they are run. ValueError for a layer that does not exist."""
     if not -model.n_layers <= start_layer < model.n_layers:
         raise ValueError(f"start_layer is {start_layer}; this model has layers 0..{model.n_layers - 1}.")
     first = start_layer % model.n_layers
@@ -196,7 +207,7 @@ def gradient_x_input(model: Any, tokens: Any, metric: Metric, *, mask: Tensor | 
     """Σ_d x ∂f/∂x at each token's embedding: how f would change if the embedding grew in proportion, to first order."""
     tokens = model.to_tokens(tokens)
     output, x, gradient = _at_embedding(model, tokens, metric, mask, None)
-    return Relevance(_real((x * gradient).sum(-1), mask), "gradient_x_input", output)
+    return Relevance(real_scores((x * gradient).sum(-1), mask), "gradient_x_input", output)
 
 
 def integrated_gradients(
@@ -233,7 +244,7 @@ def integrated_gradients(
             progress(number / steps, f"step {number + 1} of {steps}")
         total += weight * _at_embedding(model, tokens, metric, mask, start + float(node) * (x - start))[2]
     at_start, *_ = _at_embedding(model, tokens, metric, mask, start)
-    return Relevance(_real(((x - start) * total).sum(-1), mask), "integrated_gradients", output, at_start)
+    return Relevance(real_scores(((x - start) * total).sum(-1), mask), "integrated_gradients", output, at_start)
 
 
 def baseline_embedding(model: Any, x: Tensor, baseline: str | int | Tensor) -> Tensor:
@@ -268,7 +279,7 @@ def _at_embedding(
     kept: list[Tensor] = []
 
     def scalar(logits: Tensor) -> Tensor:
-        found = _checked(metric(logits, tokens), tokens)
+        found = one_per_sequence(metric(logits, tokens), tokens)
         kept.append(found.detach())
         return found.sum()
 
@@ -279,14 +290,16 @@ def _at_embedding(
     return kept[0], cache[point.name], cache.gradients[point.name]
 
 
-def _checked(values: Any, tokens: Tensor) -> Tensor:
+def one_per_sequence(values: Any, tokens: Tensor) -> Tensor:
+    """What the metric gave, [batch]; ValueError for anything else."""
     if not isinstance(values, Tensor) or values.shape != tokens.shape[:1]:
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"The metric gave {shape}; expected one number for each of {len(tokens)} sequences, [batch].")
     return values
 
 
-def _real(scores: Tensor, mask: Tensor | None) -> Tensor:
+def real_scores(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The scores without gradients, 0 at padding."""
     scores = scores.detach()
     return scores if mask is None else torch.where(mask.to(scores.device, torch.bool), scores, 0.0)
 
@@ -393,7 +406,7 @@ def perturbation_curve(
         for share in shares:
             gone = removable & (rank < (share * removable.sum(1, keepdim=True)).round())
             edit = Patch(point.name, value=torch.where(gone[..., None], nothing, x))
-            values = _checked(metric(model.run_with_hooks(tokens, hooks=[edit], **padding), tokens), tokens)
+            values = one_per_sequence(metric(model.run_with_hooks(tokens, hooks=[edit], **padding), tokens), tokens)
             found.append(float(values.double().mean()))
         return np.asarray(found)
 

@@ -14,6 +14,7 @@ import torch
 from probes.edges import CONVENTIONS, EdgeGraph, edge_attribution, edge_effects
 from probes.patching import activation_patching, attribution_patching, correlation, pearson
 from probes.relevance import gradient_attention, gradient_x_input, integrated_gradients, rollout
+from probes.relevance_propagation import BASELINES, last_layer, relevance_propagation
 from tests.benchmarks import Row
 from tests.benchmarks.bench_gated_linear_attention import paired_medians
 from tests.probes.attribution_cases import circuit_prompts
@@ -52,11 +53,14 @@ def relevance(changed: str) -> list[Row]:
         patch(model, clean, corrupted, objective, **options) for patch in (activation_patching, attribution_patching)
     ]  # type: ignore[operator]
     exact, guess = ((grid.clean - grid.values[0]).T.flatten() for grid in grids)  # [prompt · pos]
+    metric = lambda logits, _: objective(logits)  # noqa: E731
     found = [
         rollout(model, clean),
-        gradient_attention(model, clean, lambda logits, _: objective(logits)),
-        gradient_x_input(model, clean, lambda logits, _: objective(logits)),
-        integrated_gradients(model, clean, lambda logits, _: objective(logits)),
+        *(last_layer(model, clean, metric, kind) for kind in BASELINES),
+        gradient_attention(model, clean, metric),
+        relevance_propagation(model, clean, metric),
+        gradient_x_input(model, clean, metric),
+        integrated_gradients(model, clean, metric),
     ]
     estimates = {"attribution patching": guess} | {each.method: each.scores.detach().flatten() for each in found}
     note = f"{len(exact)} cells (prompt × position), {int((clean != corrupted).sum())} of them exchanged"
