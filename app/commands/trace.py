@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,8 @@ def command(
 
     The result is a run: the dashboard shows it, and `workbench.RunStore` opens it in Python.
 
+    An encoder-decoder needs --source. An encoder with a head for masked tokens says what it would put at every [MASK] of the text.
+
     Examples: `workbench trace bdh-random "To be, or not to be"`, or `workbench trace bdh-random -f play.txt --json`
     """
     content = read_text(text, file)
@@ -67,14 +69,32 @@ def command(
         "arrays": len(run.arrays()),
         "seconds": manifest.get("seconds"),
     }
+    fills = masked_tokens(run, getattr(loaded.tokenizer, "mask_id", None))
     if as_json:
-        print_json(record)
+        print_json({**record, "masked": fills} if fills else record)
         return
     shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in record.items()}
     del shown["id"]
+    for fill in fills:
+        chances = zip(fill["tokens"], fill["probabilities"], strict=True)
+        shown[f"at {fill['position']}"] = ", ".join(f"{token} {chance:.0%}" for token, chance in chances)
     stdout().print(facts_table("run", run.id, shown))
     where = f" --runs {store.root}" if out is not None else ""
     note(f"See it with `workbench serve{where}`.")
+
+
+def masked_tokens(run: Any, mask: int | None, most: int = 5) -> list[dict[str, Any]]:
+    """What an encoder would put at every masked token of its run: position, likeliest tokens and their probabilities."""
+    if mask is None or not run.has("here.ids"):
+        return []
+    import numpy as np
+
+    named, found = run.manifest["tokens"]["predicted"], []
+    for position in np.flatnonzero(run.array("tokens") == mask).tolist():
+        ids, logs = (run.array(f"here.{name}")[position, :most] for name in ("ids", "log_probs"))
+        tokens = [named.get(str(token), str(token)) for token in ids.tolist()]
+        found.append({"position": position, "tokens": tokens, "probabilities": np.exp(logs).tolist()})
+    return found
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:

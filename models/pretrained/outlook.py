@@ -92,10 +92,7 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
     sizes = [counts[tensor] * STORED_BYTES.get(kind, 4) for tensor, (_, kind) in stored.items()]
     loaded = sum(sizes) if dtype == "auto" else BYTES[dtype] * sum(counts.values())
     record = read_json(folder / "config.json")
-    if is_published(folder):
-        told = _converted(folder, list(stored))
-    else:
-        told = _saved(record)
+    told = _converted(folder, list(stored)) if is_published(folder) else _saved(record)
     return Outlook(
         name=name,
         place=place,

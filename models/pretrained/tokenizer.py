@@ -7,6 +7,7 @@ from typing import Any
 
 FAST = "tokenizer.json"
 OTHERS = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tokenizer_config.json")
+MASKS = ("[MASK]", "<mask>")  # of BERT and DistilBERT; of RoBERTa and its relatives
 _MARKS = {"Ġ": " ", "▁": " ", "Ċ": "↵", "ĉ": "⇥", "\n": "↵", "\t": "⇥"}
 
 
@@ -24,6 +25,12 @@ class PretrainedTokenizer:
         self.backend, self.name, self.vocab_size = backend, name, vocab_size
         backend.no_padding()
         backend.no_truncation()
+
+    @property
+    def mask_id(self) -> int | None:
+        """The token that stands for a masked one and that a text may name, `[MASK]` or `<mask>`; None if there is none."""
+        found = [self.backend.token_to_id(name) for name in MASKS]
+        return next((token for token in found if token is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with special tokens."""

@@ -52,6 +52,46 @@ def test_trace_of_an_encoder(workbench: Callable, tmp_path: Path) -> None:
     assert pattern.shape[1:] == (5, 5) and abs(pattern.sum(-1) - 1).max() < 1e-5 and pattern[:, 0, 1:].min() > 0
 
 
+def test_masked_tokens_are_filled_in(workbench: Callable, tmp_path: Path) -> None:
+    """A `[MASK]` in the text is the token of that name, and the run has what transformers would put there."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+    from transformers import BertForMaskedLM
+
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "the", "cat", "sat", "on", "mat"]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.add_special_tokens(words[:5])
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    known, folder = ENCODERS["bert-masked"], tmp_path / "filler"
+    write(Case(known.model, {**known.settings, "vocab_size": len(words)}), folder)
+    backend.save(str(folder / "tokenizer.json"))
+    text, where = "the cat [MASK] on [MASK] mat", ("--out", str(tmp_path / "runs"))
+    record = workbench("trace", folder, text, *where, "--json").json
+    ids = torch.tensor([[1, 5, 6, 3, 8, 3, 9, 2]])
+    with torch.no_grad():
+        expected = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32)(ids).logits.softmax(-1)[0]
+    assert [fill["position"] for fill in record["masked"]] == [3, 5]
+    for fill in record["masked"]:
+        best = expected[fill["position"]].topk(5)
+        assert fill["tokens"] == [words[i] for i in best.indices.tolist()]
+        assert fill["probabilities"] == pytest.approx(best.values.tolist(), abs=1e-5)
+    shown = workbench("trace", folder, text, *where).out
+    assert "at 3" in shown and "at 5" in shown and record["masked"][0]["tokens"][0] in shown
+    assert "masked" not in workbench("trace", folder, "the cat", *where, "--json").json
+    assert "logits of masked tokens" in workbench("models", folder).out
+
+
+def test_what_other_encoders_give_is_said(workbench: Callable, tmp_path: Path) -> None:
+    for name, words in (("bert", "without a head"), ("distilbert-masked", "logits of masked tokens")):
+        write(ENCODERS[name], tmp_path / name)
+        assert words in " ".join(workbench("models", tmp_path / name).out.split())
+    write(ENCODER_DECODERS["t5"], tmp_path / "t5")
+    assert "a source besides the text" in " ".join(workbench("models", tmp_path / "t5").out.split())
+
+
 def test_trace_of_an_encoder_decoder(workbench: Callable, folder: Path, tmp_path: Path) -> None:
     """It reads a source besides the text, which begins with the token that begins every text."""
     known = ENCODER_DECODERS["t5"]
