@@ -20,13 +20,13 @@ MOST_LISTED = 12
 
 
 def model_select(
-    services: Services, scene: Scene, id: str, label: str = "Model", value: str | None = None
+    services: Services, scene: Scene, id: str, label: str = "Model", value: str | None = None, otherwise: str = ""
 ) -> Component:
-    """Choose a BDH; the open run's model first."""
+    """Choose a BDH: `value`, else the open run's model, else `otherwise`, else the first."""
     models = bdh_models(services)
     names = [str(model["name"]) for model in models]
     own = scene.run.model.get("name") if scene.run is not None else None
-    chosen = value if value in names else own if own in names else names[0] if names else None
+    chosen = next((name for name in (value, own, otherwise) if name in names), names[0] if names else None)
     data = [{"value": str(model["name"]), "label": str(model.get("title") or model["name"])} for model in models]
     return dmc.Select(id=id, label=label, data=data, value=chosen, allowDeselect=False, searchable=True, size="sm")
 

@@ -63,6 +63,7 @@ COLUMNS = [
     *({"field": key, "headerName": name, "headerTooltip": words, "minWidth": 72, "flex": 1, **RIGHT}
       for key, (name, words) in MEANINGS.items()),
 ]  # fmt: skip
+TAUGHT = "bdh-concepts"  # the shipped model whose text was about these concepts
 POSITIVE = "\n".join(
     f"{frame.format(word)}"
     for word in ("cat", "dog", "hen", "cow", "pig")
@@ -107,7 +108,7 @@ def _form(services: Services, scene: Scene, asked: dict[str, Any]) -> Component:
         "concept", "Two sets of sentences",
         "Half of the sentences choose synapses, the other half scores them, and the whole is done again with shuffled labels.",
         [
-            model_select(services, scene, "concept-name", value=asked.get("model")),
+            model_select(services, scene, "concept-name", value=asked.get("model"), otherwise=TAUGHT),
             side_by_side(
                 select("concept-concept", "Sentences about", [*((name, name) for name in concept_names()), (OWN, "own sentences")],
                        asked.get("concept", "animal")),
