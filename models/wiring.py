@@ -1,8 +1,9 @@
 """Wiring: in which order the blocks of a model run, and what each reads and hands on.
 
 The default runs them one after the other, `loops` times. Another wiring is one file in `models/depth/`: a frozen configuration with a
-unique `kind`, and a module under `@register_wiring(TheConfig)`, named in `LanguageModelConfig.wiring`. A block that runs several times is
-addressed as `name@k`, k counting its own runs; so are the hook points of a wiring that fire several times.
+unique `kind`, a `label` and `words` for diagrams, and a module under `@register_wiring(TheConfig)`, named in
+`LanguageModelConfig.wiring`. A block that runs several times is addressed as `name@k`, k counting its own runs; so are the hook points of
+a wiring that fire several times.
 """
 
 from collections.abc import Callable

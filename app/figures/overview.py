@@ -152,10 +152,19 @@ def _draw_column(figure: go.Figure, place: int, column: Mapping[str, Any], theme
         )  # fmt: skip
         figure.add_annotation(
             x=place, y=(bottom + top) / 2, showarrow=False, font={"size": 11.5, "color": ink},
-            text=f"<b>{plain_label(str(part['label']))}</b><br><span style='font-size:10px'>{plain_label(str(part['detail']))}</span>",
+            text=f"<b>{_wrapped(str(part['label']), 11)}</b><br><span style='font-size:10px'>{_wrapped(str(part['detail']), 15)}</span>",
         )  # fmt: skip
     name = "" if not layers else f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
     figure.add_annotation(x=place, y=-0.2, text=name, showarrow=False, font={"size": 11, "color": theme.dim})
+
+
+def _wrapped(text: str, most: int) -> str:
+    """Text of a box, in two lines at the space nearest its middle where it is longer than `most` characters."""
+    spaces = [at for at, letter in enumerate(text) if letter == " "]
+    if len(text) <= most or not spaces:
+        return plain_label(text)
+    middle = min(spaces, key=lambda at: abs(at - len(text) / 2))
+    return f"{plain_label(text[:middle])}<br>{plain_label(text[middle + 1 :])}"
 
 
 def _faded(colour: str, alpha: float) -> str:

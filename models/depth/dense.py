@@ -25,6 +25,8 @@ class DenseFormerConfig:
     period: int = 1
     kind: str = "denseformer"
 
+    label, words = "DenseFormer", "averages of all outputs"  # what a diagram says of it
+
     def __post_init__(self) -> None:
         if self.dilation < 1 or self.period < 1:
             raise ValueError(f"dilation is {self.dilation}, period {self.period}; expected at least 1 each.")

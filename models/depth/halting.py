@@ -35,6 +35,13 @@ class ACTConfig:
     halt_bias: float = -1.0
     kind: str = "act"
 
+    label = "Halting (ACT)"
+
+    @property
+    def words(self) -> str:
+        """What a diagram says of it."""
+        return f"at most {self.steps} steps"
+
 
 @dataclass(frozen=True)
 class PonderConfig:
@@ -45,6 +52,13 @@ class PonderConfig:
     quantile: float = 0.5
     width: int = 32
     kind: str = "ponder"
+
+    label = "Exits (PonderNet)"
+
+    @property
+    def words(self) -> str:
+        """What a diagram says of it."""
+        return f"{self.steps} steps, {self.exit}"
 
     def __post_init__(self) -> None:
         if self.exit not in EXITS:

@@ -33,6 +33,13 @@ class HierarchicalConfig:
     gradient: str = "full"
     kind: str = "hierarchical"
 
+    label = "Two levels"
+
+    @property
+    def words(self) -> str:
+        """What a diagram says of it."""
+        return f"{self.cycles} × ({self.steps} fast, 1 slow)"
+
     def __post_init__(self) -> None:
         if self.gradient not in GRADIENTS:
             raise ValueError(

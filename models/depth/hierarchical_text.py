@@ -29,6 +29,13 @@ class HierarchicalTextConfig:
     steps: int = 3
     kind: str = "hierarchical_text"
 
+    label = "Two levels"
+
+    @property
+    def words(self) -> str:
+        """What a diagram says of it."""
+        return f"{self.cycles} × ({self.steps} fast, 1 slow)"
+
     def __post_init__(self) -> None:
         if min(self.low, self.cycles, self.steps) < 1:
             raise ValueError(f"{self} has a part that never runs; expected at least 1 block, cycle and step.")

@@ -30,6 +30,13 @@ class LoopedConfig:
     window: int | None = None
     kind: str = "looped"
 
+    label = "Loop"
+
+    @property
+    def words(self) -> str:
+        """What a diagram says of it."""
+        return f"{self.before} before, ×{self.times}, {self.after} after"
+
     def __post_init__(self) -> None:
         if self.inject not in INJECTIONS:
             raise ValueError(
