@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,7 @@ from app.commands._options import (
 
 if TYPE_CHECKING:
     from workbench.lab.batches import Batches
-    from workbench.lab.training import TrainingResult
+    from workbench.lab.training import TrainingConfig, TrainingResult
 
 PANEL = "Make"
 
@@ -106,8 +108,8 @@ def command(
         eval_every=eval_every,
         warmup=min(50, steps // 10) if warmup is None else warmup,
     )
-    with interruptible() as cancel:
-        result = train(built, data, settings, out, resume=resume, cancel=cancel)
+    with interruptible() as cancel, watching(built, data, settings, out) as more:
+        result = train(built, data, settings, out, resume=resume, cancel=cancel, **more)
     if not result.completed:
         raise Failure(f"stopped after step {len(result.curve)} of {steps}", "The same command with --resume goes on.")
     finished = save_finished(built, result, out, data_name(corpus or task or ""))
@@ -187,6 +189,23 @@ def make_batches(
     return TaskBatches(make_task(task, **{"seed": seed, **parse_settings(task_settings, "--task-set")}), batch_size)
 
 
+@contextmanager
+def watching(model: Any, data: Batches, settings: TrainingConfig, out: Path) -> Iterator[dict[str, Any]]:
+    """What else `train` is told: for a BDH a watch over its sparsity, which is kept beside the checkpoint."""
+    from models.bdh.model import BDH
+    from workbench.lab.training import reporting
+
+    if not isinstance(model, BDH):
+        yield {}
+        return
+    from probes.bdh.sparsity_training import HELD_OUT, SparsityWatch, measured_steps
+
+    tokens = data.validation_batches()[0][0][:HELD_OUT, :-1]
+    with reporting() as report:
+        steps = measured_steps(settings.steps)
+        yield {"progress": SparsityWatch(model.eval(), tokens, every=steps, folder=out, then=report)}
+
+
 def data_name(corpus_or_task: str) -> str:
     """A name for what a model read: a corpus or task by its own name, a file or address by its last part."""
     stem = Path(corpus_or_task).stem if "/" in corpus_or_task or "." in corpus_or_task else corpus_or_task
@@ -203,10 +222,14 @@ def save_finished(model: Any, result: TrainingResult, out: Path, data: str) -> P
     finished = out / f"{model.architecture}-{data}"
     if finished.exists():  # of a training that was restarted, or that was complete when it was resumed
         rmtree(finished)
+    from probes.bdh.sparsity_training import card_record, read_sparsity
+
+    sparsity = read_sparsity(out)
     card = {
         "title": f"{model.architecture} trained on {data}",
         "description": f"{result.metrics['steps']} steps, {result.tokens:,} tokens of {data}.",
         **training_card(out),
+        **({"sparsity": card_record(sparsity)} if sparsity else {}),
     }
     return models.save(model, finished, card)
 

@@ -45,6 +45,8 @@ _HOME = {
     "measure_sparsity": "sparsity",
     "Sparsity": "sparsity",
     "SparsityWatch": "sparsity_training",
+    "card_curve": "sparsity_training",
+    "over_steps": "sparsity_training",
     "SparsityPoint": "sparsity_training",
     "read_sparsity": "sparsity_training",
     "octiles": "timescales",

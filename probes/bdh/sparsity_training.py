@@ -6,7 +6,8 @@ watch.curve                                                 # one SparsityPoint 
 """
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from workbench.instrument.errors import suggestion
 from workbench.lab.catalogue import implements
 
 CURVE = "sparsity.jsonl"
+HELD_OUT = 8
+"""Held-out sequences that a training is watched on, unless others are given."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class SparsityWatch:
 
     Args:
         model: the BDH that is trained. tokens: int64 [batch, pos], at least three, measured every time; best held-out ones.
-        every: steps between measurements. folder: where `sparsity.jsonl` is kept, a line per measurement: the folder of the training, say.
-            A resumed training goes on with what is there up to the step that it resumes from, one that begins anew replaces it.
-            None: nothing is written.
+        every: steps between measurements, or the steps to measure after.
+        folder: where `sparsity.jsonl` is kept, a line per measurement: the folder of the training, say. A resumed training goes on with
+            what is there up to the step that it resumes from, one that begins anew replaces it. None: nothing is written.
         then: another progress callback, called with the same arguments.
     """
 
@@ -76,11 +79,11 @@ class SparsityWatch:
         model: Any,
         tokens: Tensor,
         *,
-        every: int,
+        every: int | Collection[int],
         folder: str | Path | None = None,
         then: Callable[[Any, int], None] | None = None,
     ) -> None:
-        if every < 1:
+        if isinstance(every, int) and every < 1:
             raise ValueError(f"every is {every}; expected at least 1 step between measurements.")
         self.model, self.tokens, self.every, self.then = require_bdh(model, variants=True), tokens, every, then
         self.path = None if folder is None else Path(folder) / CURVE
@@ -91,11 +94,14 @@ class SparsityWatch:
         self.curve = [
             kept for kept in self.curve if kept.step < point.step
         ]  # what lies ahead was measured by an earlier call
-        if point.step % self.every == 0 or point.step == steps:
+        if self._wanted(point.step) or point.step == steps:
             self.curve.append(sparsity_point(self.model, self.tokens, point.step))
             self._write()
         if self.then is not None:
             self.then(point, steps)
+
+    def _wanted(self, step: int) -> bool:
+        return step % self.every == 0 if isinstance(self.every, int) else step in self.every
 
     def _write(self) -> None:
         if self.path is None:
@@ -130,3 +136,19 @@ def read_sparsity(path: str | Path) -> list[SparsityPoint]:
         return [SparsityPoint(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no curve of sparsity: {error}") from None
+
+
+def measured_steps(last: int) -> list[int]:
+    """Steps 5, 7, 10, 14, 20, … up to `last`: each about √2 times the one before, because most of it happens early."""
+    return sorted({min(last, round(5 * math.sqrt(2) ** power)) for power in range(64)})
+
+
+def card_record(curve: Sequence[SparsityPoint], **facts: Any) -> dict[str, Any]:
+    """What a finished model's card keeps under "sparsity": the curve, numbers to five decimals, and `facts` about it."""
+    text = json.dumps([asdict(point) for point in curve])
+    return {**facts, "curve": json.loads(text, parse_float=lambda value: round(float(value), 5))}
+
+
+def card_curve(card: Mapping[str, Any] | None) -> list[SparsityPoint]:
+    """The curve that a finished model's card keeps; empty where it keeps none."""
+    return [SparsityPoint(**point) for point in ((card or {}).get("sparsity") or {}).get("curve", [])]

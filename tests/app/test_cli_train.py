@@ -13,7 +13,10 @@ import pytest
 import models
 from app.commands import train as train_command
 from app.commands._console import Failure
+from probes.bdh import card_curve, measure_sparsity
 from workbench.lab.runs import RunStore
+from workbench.lab.tasks import make_task
+from workbench.lab.training import TaskBatches
 
 TINY = ("--task", "induction", "--task-set", "length=24", "--batch-size", "4", "--threads", "1")
 
@@ -35,6 +38,21 @@ def test_a_training_leaves_a_model_and_a_run(workbench: Callable, tmp_path: Path
     assert run.array("step").tolist() == [1, 2, 3, 4, 5, 6]
     assert np.isfinite(run.array("validation_loss")).tolist() == [False] * 5 + [True]
     assert done.json["validation_loss"] == curve[-1]["validation_loss"]
+
+
+def test_a_bdh_is_watched_while_it_learns(workbench: Callable, tmp_path: Path) -> None:
+    """Its card says how it became sparse; the last point is the finished model on the same held-out sequences."""
+    options = ("--model", "bdh", *TINY, "--steps", "6", "--out", tmp_path / "out", "--runs", tmp_path / "runs", "--json")
+    done = workbench("train", *options)
+    assert done.code == 0, done.err
+    model = models.load(done.json["model"])
+    curve = card_curve(model.card)
+    assert [point.step for point in curve] == [0, 5, 6]
+    task = make_task("induction", length=24, seed=0)
+    held_out = TaskBatches(task, 4).validation_batches()[0][0][:8, :-1]
+    for point, of in ((curve[0], models.build("bdh", seed=0)), (curve[-1], model)):
+        np.testing.assert_allclose(point.active["y"], measure_sparsity(of.eval(), held_out).mean("y"), atol=1e-5)
+    assert curve[0].active["y"] != curve[-1].active["y"]
 
 
 def test_it_neither_overwrites_nor_resumes_by_accident(workbench: Callable, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from workbench.lab.training_record import (
 
 __all__ = [
     "Batches", "CurvePoint", "TaskBatches", "TextBatches", "TrainingConfig", "TrainingDiverged", "TrainingResult",
-    "evaluate", "learning_rate_at", "train",
+    "evaluate", "learning_rate_at", "reporting", "train",
 ]  # fmt: skip
 
 CHECKPOINT, CURVE, CURVE_LIST, METRICS = "checkpoint.safetensors", "curve.jsonl", "curve.json", "metrics.json"
@@ -178,7 +178,7 @@ def train(
         save_checkpoint(out_dir / CHECKPOINT, model, optimizer, {**identity, **state})
 
     cancelled = False
-    with _surroundings(model, config), _reporting(progress) as report, open(out_dir / CURVE, "a") as curve_file:
+    with _surroundings(model, config), reporting(progress) as report, open(out_dir / CURVE, "a") as curve_file:
         while done < config.steps and not cancelled:
             rate = learning_rate_at(config, done)
             for group in optimizer.param_groups:
@@ -353,7 +353,9 @@ def _surroundings(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _reporting(progress: Callable[[CurvePoint, int], None] | None) -> Iterator[Callable[[CurvePoint, int], None]]:
+def reporting(
+    progress: Callable[[CurvePoint, int], None] | None = None,
+) -> Iterator[Callable[[CurvePoint, int], None]]:
     """The caller's progress function, or a bar on a terminal, or nothing."""
     if progress is not None:
         yield progress
