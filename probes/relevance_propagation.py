@@ -4,8 +4,8 @@
     last_layer(model, tokens, metric, "partial_lrp")         what that paper compares with, from one layer; or "attention", "gradcam"
     propagate(model, tokens, metric).embedding               relevance handed on to the token embeddings themselves
 
-Relevance starts as the metric's gradient by the logits (1 at the logit that is explained) and is handed backwards. S = R / output, 0 where
-the output is 0; every rule keeps the sum of R:
+Relevance starts as the metric's gradient by the logits (1 at the logit that is explained) and is handed backwards; its positive and its
+negative part apart, because the rule of sums divides by sums. S = R / output, 0 where the output is 0; every rule keeps the sum of R:
 
     linear map   x⁺ ⊙ (W⁺ᵀ S) + x⁻ ⊙ (W⁻ᵀ S), output = W⁺x⁺ + W⁻x⁻: what pushed up, without the bias (the α = 1 rule)
     sum a + b    a ⊙ S and b ⊙ S, each rescaled so that the two get shares |Σ a ⊙ S| and |Σ b ⊙ S| of R
@@ -121,22 +121,27 @@ def propagate(model: Any, tokens: Any, metric: Metric, *, mask: Tensor | None = 
         NoRule: a part without a rule, named with its layer. ValueError: a metric that is not one number per sequence.
     """
     _check_rules(model)
-    tokens = model.to_tokens(tokens)
-    run = _Run(model, tokens, metric, mask)
-    unembed = model.unembed
+    run = _Run(model, model.to_tokens(tokens), metric, mask)
     start = run.gradients[0]
-    relevance = _linear(run[unembed.hook_in], unembed.W_U.T, start)
+    parts = [_handed_back(model, run, sign * (sign * start).clamp(min=0)) for sign in (1, -1)]
+    maps, embedding, positions = (tuple(a + b for a, b in zip(*part, strict=True)) for part in zip(*parts, strict=True))
+    patterns = tuple(run[block.attn.hook_pattern] for block in model.blocks)
+    return Propagation(
+        patterns, tuple(run.gradients[1:]), maps, embedding[0], positions[0] if positions else None, start.sum((1, 2))
+    )
+
+
+def _handed_back(model: Any, run: "_Run", relevance: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Relevance of each layer's pattern, of the embedding and of the positions (if there are any), from that of the logits."""
     maps: list[Tensor] = []
+    relevance = _linear(run[model.unembed.hook_in], model.unembed.W_U.T, relevance)
     for block in reversed(model.blocks):
         relevance, of_pattern = _block(block, run, relevance)
         maps.insert(0, of_pattern)
-    positions = None
-    if model.has_position_embedding:
-        embedded = run[model.hook_embed]
-        relevance, placed = _sum([embedded, run[model.hook_pos_embed].expand_as(embedded)], relevance)
-        positions = placed.sum(-1)
-    patterns = tuple(run[block.attn.hook_pattern] for block in model.blocks)
-    return Propagation(patterns, tuple(run.gradients[1:]), tuple(maps), relevance.sum(-1), positions, start.sum((1, 2)))
+    if not model.has_position_embedding:
+        return maps, [relevance.sum(-1)], []
+    of_tokens, of_places = _sum([run[model.hook_embed], run[model.hook_pos_embed]], relevance)
+    return maps, [of_tokens.sum(-1)], [of_places.sum(-1)]
 
 
 class _Run:

@@ -136,6 +136,15 @@ def test_the_rules_cell_by_cell() -> None:
             torch.testing.assert_close(found.relevance[layer][row], wanted, atol=1e-9, rtol=1e-6)
 
 
+def test_a_difference_of_logits_is_the_difference_of_both() -> None:
+    model, x = lively("gpt2"), tokens()
+    found, one, other = (propagate(model, x, metric) for metric in (logit_of(3, against=5), METRIC, logit_of(5)))
+    torch.testing.assert_close(found.embedding, one.embedding - other.embedding)
+    for layer in range(model.n_layers):
+        torch.testing.assert_close(found.relevance[layer], one.relevance[layer] - other.relevance[layer])
+    assert (found.start == 0).all() and found.conservation_gap.abs().max() < 1e-9
+
+
 def test_scores_are_the_rolled_out_product() -> None:
     model, x = lively("gpt2"), tokens()
     found, product = propagate(model, x, METRIC), torch.eye(6).double()

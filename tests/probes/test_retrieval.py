@@ -1,5 +1,9 @@
 """Retrieval heads: planted heads and decoys by hand, and the shipped induction circuit with its readers and feeders."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +121,68 @@ def test_masking_and_feeding(circuit: Decoder, runs: list[NeedleRun]) -> None:
     assert strongest[0] == 0 and previous[0, strongest[1]] > 0.5
     assert fed[strongest] > 0.3 * fed[layer, head]
     assert found.scores[0, strongest[1]] < 0.1  # the feeder itself is no retrieval head
+
+
+def planted_reads(run: NeedleRun, length: int) -> list[Tensor]:
+    """Which position each token reads, [pos], for the retrieval head and three decoys; before the answer all read the first token."""
+    steps = torch.arange(length - run.length + 1)
+    reads = torch.zeros(4, length, dtype=torch.long)
+    reads[0, run.length - 1 :] = run.start + steps
+    reads[1] = (torch.arange(length) - 3).clamp(min=0)
+    reads[3, run.length - 1 :] = run.start + (steps + 1) % (run.stop - run.start)  # in the needle, at the wrong token
+    return list(reads)
+
+
+@contextmanager
+def effective_heads(model: Any, run: NeedleRun) -> Iterator[tuple[int, int]]:
+    """The model emits the needle, one head's effective pattern reads it, and every other head is a decoy. Yields the head.
+
+    Keys are unit vectors, one per position, and each query is the key of the position to be read, so that the factors of any linear
+    mixer (with decays and the delta rule, too) give a row with one entry.
+    """
+    reader, emitted = (model.n_layers - 1, 0), iter(run.answer.tolist())
+
+    def factor(layer: int, name: str) -> Any:
+        def write(x: Tensor, hook: Any) -> Tensor | None:
+            axes = dict(zip(hook.axes, x.shape, strict=True))
+            length = axes["pos"]
+            if length < run.length:  # a step of generation
+                return None
+            reads = planted_reads(run, length)
+            new = torch.zeros(axes["head"], length, x.shape[-1], dtype=x.dtype)
+            for head in range(axes["head"]):
+                kind = head if layer == reader[0] else 1 + head % 3
+                at = torch.arange(length) if name == "key" else reads[kind]
+                new[head, torch.arange(length), at] = 1
+            return (new if hook.axes.index("head") == 1 else new.transpose(0, 1))[None].expand_as(x)
+
+        return write
+
+    def say(logits: Tensor, hook: Any) -> Tensor | None:
+        token = next(emitted, None)
+        if token is None:
+            return None
+        out = torch.zeros_like(logits)
+        out[:, -1, token] = 1
+        return out
+
+    hooks: list[Any] = [(point.name, say) for point in model.hook_points.points.values() if point.role == "logits"]
+    for layer, mixer in enumerate(model.mixers):
+        hooks += [(mixer.factor_points[name].name, factor(layer, name)) for name in ("query", "key")]
+    with model.hooks(hooks):
+        yield reader
+
+
+@pytest.mark.parametrize("name", ["retnet", "gated-deltanet", "kda", "bdh", "bdh-decay"])
+def test_planted_heads_in_effective_patterns(name: str) -> None:
+    """Precision and recall 1 among the effective patterns of every layer, decoys 0, wherever the needle lies."""
+    model = models.build(name, "demo").eval()
+    for run in needle_grid(256, (20,), (0.1, 0.6, 1.0), needle_length=5, repeats=1):
+        with effective_heads(model, run) as reader:
+            found = retrieval_scores(model, [run], whole_patterns=True)
+        assert found.recall.tolist() == [1.0] and found.retrieval_heads() == [reader]
+        decoys = np.delete(found.scores.ravel(), reader[0] * found.scores.shape[1] + reader[1])
+        assert found.scores[reader] == 1 and (decoys == 0).all()
 
 
 @pytest.mark.parametrize("name", ["retnet", "bdh", "mamba2"])
