@@ -154,7 +154,11 @@ def describe(name: str) -> ModelRecord:
     """The record of one model; raises `UnknownModel` with the nearest name."""
     records = {record.name: record for record in list_models()}
     if name not in records:
-        raise UnknownModel(f"Unknown model {name!r}.{suggestion(name, records)} Known: {', '.join(records)}.")
+        from models.pretrained.folders import why_missing
+
+        raise UnknownModel(
+            why_missing(name) or f"Unknown model {name!r}.{suggestion(name, records)} Known: {', '.join(records)}."
+        )
     return records[name]
 
 
@@ -169,7 +173,9 @@ def save(model: Decoder, folder: str | Path, card: dict[str, Any] | None = None,
         ValueError: a processed copy (`models.weight_processing`), whose parameters its configuration does not describe.
     """
     if getattr(model, "processing", None) is not None:
-        raise ValueError(f"{model.name} is a processed copy. Expected the model itself: process it again after opening.")
+        raise ValueError(
+            f"{model.name} is a processed copy. Expected the model itself: process it again after opening."
+        )
     from workbench.lab.checkpoints import save_model
 
     config = {"architecture": model.architecture, "config": config_to_json(model.config)}
@@ -216,7 +222,7 @@ def load(
         UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together; a checkpoint
         that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`).
     """
-    from models.pretrained.folders import folder_called
+    from models.pretrained.folders import folder_called, why_missing
     from models.pretrained.hub import SHORT, hub_id, snapshot
     from models.pretrained.loader import is_published, load_folder
 
@@ -257,7 +263,7 @@ def load(
             expected = "Expected a folder written by models.save or in Hugging Face layout, or a name."
             raise UnknownModel(f"{text!r} holds no config.json. {expected} {known}")
         names = [*SHORT, *(record.name for record in list_models())]
-        raise UnknownModel(f"Unknown model {text!r}.{suggestion(text, names)} {known}")
+        raise UnknownModel(why_missing(text) or f"Unknown model {text!r}.{suggestion(text, names)} {known}")
     if dtype is not None or device is not None:
         model.to(device=device, dtype=dtype)
     return model.eval()

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands._console import add_row, counted, facts_table, new_table, note, print_json, readable_bytes, stdout
+from app.commands._console import (
+    Failure,
+    add_row,
+    counted,
+    facts_table,
+    new_table,
+    note,
+    print_json,
+    readable_bytes,
+    stdout,
+)
 from app.commands._options import AsJson, complete_models
 
 if TYPE_CHECKING:
@@ -25,6 +35,12 @@ def command(
             show_default=False,
         ),
     ] = None,
+    convert: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder: write a checkpoint whose weights are pickles only as safetensors.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The models and their hook points.
@@ -34,6 +50,15 @@ def command(
     """
     from models.registry import describe, list_models
 
+    if convert is not None:
+        if name is None:
+            raise Failure(
+                "--convert needs a checkpoint", "Name its folder: `workbench models FOLDER --convert NEW_FOLDER`."
+            )
+        from models.pretrained.pickles import convert_pickles
+
+        name = str(convert_pickles(name, convert))
+        note(f"{name} has the weights as safetensors.")
     published = None if name is None else checkpoint(name)
     if published is not None:
         if as_json:

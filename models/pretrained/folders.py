@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from workbench.instrument.errors import suggestion
+
 ROOT = "WORKBENCH_MODELS"
 
 
@@ -17,6 +19,17 @@ def folder_called(name: str) -> Path | None:
     above = root()
     places = [Path(name)] if above is None or escapes(name) else [Path(name), above / name]
     return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def why_missing(name: str) -> str:
+    """Where a path that does not exist goes wrong, in words; "" for a path that does, or a name that is none."""
+    path = Path(name)
+    if path.exists() or (len(path.parts) < 2 and not name.startswith(".")):
+        return ""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    first = path.absolute().relative_to(there).parts[0]
+    names = [each.name for each in there.iterdir()] if there.is_dir() else []
+    return f"There is no file or folder {name!r}: {there} has no {first!r}.{suggestion(first, names)}"
 
 
 def escapes(name: str) -> bool:

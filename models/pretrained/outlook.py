@@ -16,7 +16,7 @@ from typing import Any
 from models.architecture_record import UnknownModel
 from models.configs import config_from_json
 from models.pretrained.family import UnsupportedCheckpoint
-from models.pretrained.folders import folder_called
+from models.pretrained.folders import folder_called, why_missing
 from models.pretrained.hub import cached, hub_id, listed, small_file
 from models.pretrained.loader import conversion_of, is_published, licence_of
 from models.pretrained.stored import shapes
@@ -78,7 +78,9 @@ def outlook_of(name: str, folder: Path | None, *, dtype: str = "float32", cache_
     if folder is None:
         identity = hub_id(name)
         if identity is None:
-            raise UnknownModel(f"{name!r} is no folder with a config.json and no hub id such as 'owner/name'.")
+            raise UnknownModel(
+                why_missing(name) or f"{name!r} is no folder with a config.json and no hub id such as 'owner/name'."
+            )
         folder = cached(identity, cache_dir=cache_dir)
         if folder is None:
             return _on_the_hub(identity, dtype, cache_dir)
@@ -164,12 +166,13 @@ def _saved(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _per_token(config: Any) -> int | None:
-    """Float32 logits and their logarithms, and what each layer keeps while it is read: a few streams and its hidden layer."""
+    """Float32 logits and their logarithms, if it gives some, and what each layer keeps: a few streams and its hidden layer."""
     if config is None or not hasattr(config, "d_model"):
         return None
     hidden = max((getattr(mlp, "d_mlp", 0) for mlp in getattr(config, "mlps", []) if mlp is not None), default=0)
     layers = getattr(config, "n_layers", 1)
-    return 4 * (3 * config.vocab_size + layers * 8 * config.d_model + 3 * hidden)
+    predicts = getattr(config, "masked_head", "") is not None
+    return 4 * (3 * config.vocab_size * predicts + layers * 8 * config.d_model + 3 * hidden)
 
 
 def _gives(config: Any) -> str | None:

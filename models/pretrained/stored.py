@@ -91,29 +91,21 @@ class Checkpoint:
     def _refuse_pickles(self, names: str) -> None:
         raise CheckpointError(
             f"{self.folder} has its weights only as pickles ({names}), which can run code when they are read. Expected safetensors. If you "
-            "trust the files, pass allow_pickle_conversion=True: they are then read with torch.load(weights_only=True), which refuses "
-            "everything but tensors."
+            f"trust the files, write them as safetensors once (`workbench models {self.folder} --convert NEW_FOLDER`) or pass "
+            "allow_pickle_conversion=True: both read them with torch.load(weights_only=True), which refuses everything but tensors."
         )
 
     def _open_file(self, path: Path, allow_pickle_conversion: bool) -> None:
         if path.suffix == ".safetensors":
             self.files = dict.fromkeys(self._names(path), path)
             return
+        if path.suffix in (".json", ".md", ".txt"):
+            raise CheckpointError(
+                f"{path} is no file of tensors. Expected the folder around it, {path.parent}, or weights."
+            )
         if not allow_pickle_conversion:
             self._refuse_pickles(path.name)
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (UnpicklingError, RuntimeError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is no file of tensors that torch.load(weights_only=True) reads: {str(error).splitlines()[0]} "
-                "Expected a state dict."
-            ) from None
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            held = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
-            raise CheckpointError(
-                f"{path} holds {held}. Expected tensors by name, as torch.save(model.state_dict(), path) writes them."
-            )
-        self.unpickled = found
+        self.unpickled = _tensors_of(path)
 
     def _open_shards(self) -> None:
         places = read_json(self.folder / INDEX).get("weight_map", {})
@@ -138,7 +130,7 @@ class Checkpoint:
         for name in names:
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"{self.folder}: the shard {name!r} is missing; {PICKLES[1]} names it.")
-            self.unpickled |= torch.load(self.folder / name, map_location="cpu", weights_only=True, mmap=True)
+            self.unpickled |= _tensors_of(self.folder / name)
 
     def _names(self, path: Path) -> list[str]:
         return list(self._handle(path).keys())
@@ -203,6 +195,23 @@ class Checkpoint:
                 f"The checkpoint holds {len(self.files)} tensors."
             )
         return self._handle(self.files[name], handles).get_tensor(name)
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, by name; CheckpointError for a file that holds anything else."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no file of tensors that torch.load(weights_only=True) reads: {str(error).splitlines()[0]} "
+            "Expected a state dict."
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        held = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError(
+            f"{path} holds {held}. Expected tensors by name, as torch.save(model.state_dict(), path) writes them."
+        )
+    return found
 
 
 def shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_what_a_checkpoint_is_before_it_is_opened(workbench: Callable, folder: P
     assert record["stored_dtypes"] == ["F64"] and record["place"] == "folder" and record["download_bytes"] == 0
     assert record["load_bytes"] == 4 * record["parameters"] and record["file_bytes"] == 8 * record["parameters"]
     assert "llama" in workbench("models", str(folder)).out
+
+
+def test_pickles_are_converted_by_choice(workbench: Callable, folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(folder, old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    refused = workbench("trace", old, "a cat", "--out", tmp_path / "runs")
+    assert refused.code == 1 and f"workbench models {old} --convert NEW_FOLDER" in " ".join(refused.err.split())
+    done = workbench("models", old, "--convert", new)
+    assert done.code == 0 and "llama" in done.out and "as safetensors" in done.err
+    assert workbench("trace", new, "a cat", "--out", tmp_path / "runs").code == 0
+    assert workbench("models", "--convert", new).code == 1
 
 
 def test_trace_takes_a_folder(workbench: Callable, folder: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ logits, cache = model.run_with_cache("When Mary and John went to the shops", rol
 ```
 
 Weights are mapped, converted one by one and put into a model that had no memory before: opening takes at most 1.15 times the memory of the
-weights afterwards (a test measures it). Weights that exist only as pickles are refused, unless `allow_pickle_conversion=True`. The
-checkpoint's own tokenizer comes with it, where there is one; texts get its special tokens.
+weights afterwards (a test measures it). Weights that exist only as pickles are refused, unless
+`allow_pickle_conversion=True`; `workbench models FOLDER --convert NEW_FOLDER` writes them as safetensors once. The checkpoint's own
+tokenizer comes with it, where there is one; texts get its special tokens.
 
 ## Three ways in
 
@@ -59,7 +60,8 @@ BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT checkpoints (`models.encode
 stored (`model.predicts_masked_tokens`), and their logits are its; checkpoints without it (sentence embedders such as MiniLM, `BertModel`)
 return the last residual stream instead and have no unembedding. `workbench models NAME` says which it is. Heads for classes, spans and the
 next sentence are left out. `pooled(stream)` needs a pooler, which many lack. `facts={"token_types": ...}` names sentences A and B. Runs
-keep the patterns in any case and, with the head, what it would put at each position; a `[MASK]` in the text is read as the token of that name.
+keep the patterns in any case and, with the head, what it would put at each position. A `[MASK]` (`<mask>`) in a text is read as that token,
+and `workbench trace` says what would stand there.
 
 ## T5: a source and a text
 
@@ -74,6 +76,9 @@ A decoder layer is two blocks: `blocks.{2l}` has self-attention, `blocks.{2l + 1
 the text's own pattern and the one over the source's tokens in turns. The encoder's hook points are `encoder.…`
 (`encoder.blocks.0.attn.hook_pattern`), their roles begin with `source_`. A carried state holds the source. T5's encoder alone
 (`T5EncoderModel`) opens as an encoder.
+
+`workbench trace NAME "text" --source "text"` and the dashboard's form take both; the run keeps the pattern over the source, which the
+Attention page draws, and measurements of that run read its source again. Patterns inside the encoder are not kept in runs.
 
 ## HRM-Text: one address per run of a block
 
@@ -97,7 +102,6 @@ A `config.json` beside the file, or in the folder, with the published settings (
 - Mixtures of experts other than Qwen3-Next's have no converter here. Qwen3-Next's heads for further tokens are left out. Of the
   encoder-decoders there is T5 with its relatives.
 - HRM-Text with biases. Its early fast runs carry no gradient in transformers, here all do.
-- Runs (`workbench trace`) of an encoder-decoder keep no pattern over the source; the command line and the dashboard name no source.
 - RecurrentGemma and xLSTM in transformers let padding into their memories. They are compared with its reading of every text by itself.
 - Heads of encoders other than that for masked tokens (classes, spans, the next sentence) are left out.
 - 16-bit Gemma: √d_model is not rounded to 16 bit here as it is there. 16-bit T5: infinities are not clamped.

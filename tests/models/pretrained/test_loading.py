@@ -15,6 +15,8 @@ from models.architecture_record import UnknownModel
 from models.pretrained import hub
 from models.pretrained.family import UnsupportedCheckpoint
 from models.pretrained.loader import load_folder
+from models.pretrained.outlook import outlook
+from models.pretrained.pickles import convert_pickles
 from models.registry import architecture
 from tests.models.pretrained.reference import CASES, largest, write
 from workbench.lab.checkpoints import CheckpointError
@@ -115,8 +117,47 @@ def test_pickles_only_by_choice(original: Path, folder: Path) -> None:
             return (print, ("code has run",))
 
     torch.save({"model.embed_tokens.weight": Unwelcome()}, folder / "pytorch_model.bin")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(CheckpointError, match=r"no file of tensors that torch.load\(weights_only=True\) reads"):
         models.load(folder, allow_pickle_conversion=True)
+    with pytest.raises(CheckpointError, match="weights_only"):
+        convert_pickles(folder, folder.parent / "converted")
+    assert not list(folder.parent.glob("*converted*")), "nothing half done is left"
+
+
+def test_pickles_are_rewritten_as_safetensors(original: Path, folder: Path, tmp_path: Path) -> None:
+    """Also in shards, and with names that share a tensor; what lies beside the weights comes along."""
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    names = sorted(weights)
+    places = {name: f"pytorch_model-{1 + (i % 2)}-of-2.bin" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        torch.save({name: weights[name] for name in names if places[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    expected = models.load(folder, allow_pickle_conversion=True)(tokens())
+    made = convert_pickles(folder, tmp_path / "made")
+    assert sorted(path.name for path in made.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert torch.equal(models.load(made)(tokens()), expected)
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert_pickles(folder, made)
+    with pytest.raises(CheckpointError, match="as safetensors already"):
+        convert_pickles(original, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="is no folder"):
+        convert_pickles(folder / "config.json", tmp_path / "other")
+
+
+def test_paths_that_lead_nowhere(original: Path) -> None:
+    for name, message in (
+        (f"{original}x/deeper", r"has no 'smallx'. Did you mean 'small'"),
+        (str(original / "config.json"), "is no file of tensors. Expected the folder around it"),
+        (str(original.parent), "holds no config.json"),
+        ("./nothing", r"There is no file or folder './nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.load(name)
+    with pytest.raises(UnknownModel, match=r"has no 'smallx'. Did you mean 'small'"):
+        outlook(f"{original}x/deeper")
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -254,6 +295,8 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from models.pretrained.loader import load_folder
+from models.pretrained.outlook import outlook
+from models.pretrained.pickles import convert_pickles
 from models.pretrained.family import families
 from models.registry import architecture
 architecture("gpt2"), families()  # code is not weights
