@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from app.commands._console import Failure, add_row, new_table, note, print_json, read_text, stdout
-from app.commands._measure import At, Figure, Model, Named, Out, Words, measure, report
-from app.commands._options import AsJson, TextFile
+from app.commands._measure import At, Figure, Model, Named, measure, report
+from app.commands._options import AsJson, Out, TextFile, Words
 from app.view_state import ViewState
 
 

@@ -11,14 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from app.commands._console import Failure, add_row, interruptible, new_table, note, print_json, progress_bar, stdout
-from app.commands._options import RUNS_HELP, complete_models, open_store
+from app.commands._options import complete_models, open_store
 from app.view_state import ViewState
 
 Model = Annotated[
     str, typer.Argument(help="A BDH, from `workbench models`, or a folder of one.", autocompletion=complete_models)
 ]
-Words = Annotated[str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)]
 Figure = Annotated[
     Path | None, typer.Option(help="Also draw it, as one HTML file.", dir_okay=False, show_default=False)
 ]

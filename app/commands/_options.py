@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,18 @@ TextFile = Annotated[
         "--file", "-f", help="Read the text from a UTF-8 file.", exists=True, dir_okay=False, show_default=False
     ),
 ]
+Words = Annotated[str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)]
+
+
+def existing_file(help: str) -> Any:
+    """An option that names a file that there is."""
+    return typer.Option(help=help, exists=True, dir_okay=False, show_default=False)
+
+
+def existing_folder(help: str) -> Any:
+    """An option that names a folder that there is."""
+    return typer.Option(help=help, exists=True, file_okay=False, show_default=False)
 
 
 def open_store(folder: Path | None) -> RunStore:
@@ -49,6 +61,9 @@ def complete_models(incomplete: str) -> list[str]:
     from models.registry import list_models
 
     return [record.name for record in list_models() if record.name.startswith(incomplete)]
+
+
+AnyModel = Annotated[str, typer.Argument(help="Model, from `workbench models`.", autocompletion=complete_models)]
 
 
 def complete_architectures(incomplete: str) -> list[str]:

@@ -9,8 +9,8 @@ import typer
 
 from app.commands._bdh_synapses import reads_command, synapses_command, who_command
 from app.commands._console import Failure, note, read_text
-from app.commands._measure import Figure, Model, Out, Words, measure, report
-from app.commands._options import AsJson, TextFile, complete_models
+from app.commands._measure import Figure, Model, measure, report
+from app.commands._options import AsJson, Out, TextFile, Words, complete_models, existing_file, existing_folder
 from app.view_state import ViewState
 
 PANEL = "Look inside"
@@ -49,9 +49,7 @@ def sparsity_command(
     services, run = measure(
         lambda services: start_sparsity(services, model, content), out, (model,), f"sparsity of {model}"
     )
-    order = {"sparsity-layers": 0, "sparsity-surprise": 1, "sparsity-octiles": 2, "sparsity-tokens": 3}
-    panels = sorted(PANELS, key=lambda panel: order[panel.id])
-    report(services, ViewState(page="sparsity"), run, panels, as_json=as_json, figure=figure)
+    report(services, ViewState(page="sparsity"), run, PANELS[1:] + PANELS[:1], as_json=as_json, figure=figure)
 
 
 # ---- neuron graph ----------------------------------------------------------------------------------------------------
@@ -110,19 +108,8 @@ def concepts_command(
     concept: Annotated[
         str | None, typer.Option(help="A labelled concept, such as animal or currency.", show_default=False)
     ] = None,
-    positive: Annotated[
-        Path | None,
-        typer.Option(
-            help="Or sentences of your own, one a line (group | sentence).",
-            exists=True,
-            dir_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    negative: Annotated[
-        Path | None,
-        typer.Option(help="And those without the concept.", exists=True, dir_okay=False, show_default=False),
-    ] = None,
+    positive: Annotated[Path | None, existing_file("Or sentences of your own, one a line (group | sentence).")] = None,
+    negative: Annotated[Path | None, existing_file("And those without the concept.")] = None,
     sentences: Annotated[
         int | None,
         typer.Option(help="Labelled concepts: sentences of each set, 64 when not given.", min=8, show_default=False),
@@ -137,13 +124,7 @@ def concepts_command(
     shuffles: Annotated[int, typer.Option(help="Labellings in the control.", min=0)] = 9,
     draws: Annotated[int, typer.Option(help="Matched synapses in the causal check, 0 for none.", min=0)] = 5,
     features: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of `workbench features`: its best feature is one more rival.",
-            file_okay=False,
-            exists=True,
-            show_default=False,
-        ),
+        Path | None, existing_folder("A folder of `workbench features`: its best feature is one more rival.")
     ] = None,
     figure: Figure = None,
     out: Out = None,

@@ -18,25 +18,20 @@ from app.commands._console import (
     read_text,
     stdout,
 )
-from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_store
+from app.commands._options import AnyModel, AsJson, Out, TextFile, Words, existing_file, open_store
 
 PANEL = "Look inside"
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Model, from `workbench models`.", autocompletion=complete_models)],
-    text: Annotated[
-        str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)
-    ] = None,
+    model: AnyModel,
+    text: Words = None,
     file: TextFile = None,
     do: Annotated[
         list[str] | None,
         typer.Option(help="What to do, such as 'zero head 1.3'; several act together.", show_default=False),
     ] = None,
-    basket: Annotated[
-        Path | None,
-        typer.Option(help="A file with one operation a line.", exists=True, dir_okay=False, show_default=False),
-    ] = None,
+    basket: Annotated[Path | None, existing_file("A file with one operation a line.")] = None,
     each_line: Annotated[
         bool, typer.Option("--each-line", help="Every line of the text is a prompt of its own.")
     ] = False,
@@ -56,9 +51,7 @@ def command(
             help="Folder of `workbench features`, as NAME=FOLDER, for lines that name features.", show_default=False
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)
-    ] = None,
+    out: Out = None,
     title: Annotated[str | None, typer.Option(help="Title of the run.", show_default=False)] = None,
     list_kinds: Annotated[
         bool, typer.Option("--list", help="Show what can be done, and what this model does not take.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands._options import RunsFolder
+from app.commands._options import RunsFolder, existing_folder
 
 PANEL = "Look inside"
 
@@ -22,11 +22,8 @@ def command(
     runs: RunsFolder = None,
     models: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of model folders to offer beside the shipped models; $WORKBENCH_MODELS when not given.",
-            file_okay=False,
-            exists=True,
-            show_default=False,
+        existing_folder(
+            "Folder of model folders to offer beside the shipped models; $WORKBENCH_MODELS when not given."
         ),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands._console import Failure, add_row, new_table, note, print_json, read_text, stdout
-from app.commands._options import AsJson, TextFile, complete_models, open_model
+from app.commands._options import AnyModel, AsJson, TextFile, Words, open_model
 
 if TYPE_CHECKING:
     from probes.state_report import MemoryReport
@@ -20,10 +20,8 @@ AGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Model, from `workbench models`.", autocompletion=complete_models)],
-    text: Annotated[
-        str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)
-    ] = None,
+    model: AnyModel,
+    text: Words = None,
     file: TextFile = None,
     layer: Annotated[
         int | None, typer.Option(help="Layer; the first one with a state when not given.", show_default=False)

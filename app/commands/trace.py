@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from app.commands._console import Failure, facts_table, note, print_json, progress_bar, read_text, stdout
-from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_models, open_model, open_store
+from app.commands._options import AnyModel, AsJson, Out, TextFile, Words, open_model, open_store
 from app.reading import reading
 
 PANEL = "Look inside"
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Model, from `workbench models`.", autocompletion=complete_models)],
-    text: Annotated[
-        str | None, typer.Argument(help="The text to read; - reads standard input.", show_default=False)
-    ] = None,
+    model: AnyModel,
+    text: Words = None,
     file: TextFile = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)
-    ] = None,
+    out: Out = None,
     layers: Annotated[
         str | None,
         typer.Option(
