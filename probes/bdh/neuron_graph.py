@@ -13,7 +13,7 @@ Thresholds are a number of edges, a mean degree (edges per neuron), a multiple o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -145,6 +145,18 @@ class NeuronGraph:
         return f"<p>{escape(repr(self))}</p>"
 
 
+class Threshold(TypedDict, total=False):
+    """Which entries become edges: exactly one of `edges` (their number), `mean_degree` (edges per neuron), `noise` (a multiple of σ_Q) and
+    `noise_quantile` (module docstring). `sign`: `"positive"` (when not given), `"negative"` (inhibition) or `"both"`.
+    """
+
+    edges: int | None
+    mean_degree: float | None
+    noise: float | None
+    noise_quantile: float | None
+    sign: str
+
+
 def graph_of(
     name: str,
     product: Product,
@@ -158,7 +170,7 @@ def graph_of(
     noise_quantile: float | None = None,
     sign: str = "positive",
 ) -> NeuronGraph:
-    """The graph of a matrix under exactly one threshold: edges, edges per neuron, a multiple of σ_Q, or a quantile of the noise.
+    """The graph of a matrix under a `Threshold`.
 
     Raises ValueError for no threshold or several, or where the matrix has too few entries of that sign.
     """
@@ -215,34 +227,18 @@ def parameter_graph(
     target_head: int = 0,
     kind: str = "x",
     *,
-    edges: int | None = None,
-    mean_degree: float | None = None,
-    noise: float | None = None,
-    noise_quantile: float | None = None,
-    sign: str = "positive",
     centre: bool = False,
+    **threshold: Unpack[Threshold],
 ) -> NeuronGraph:
     """Which neurons excite which, by the weights: G[i → j] = E_i · D[:, j] (module docstring).
 
     Args:
         kind: `"x"` for D_x (what fires next), `"y"` for D_y (what may pass the gate).
-        edges, mean_degree, noise, noise_quantile: exactly one; the threshold. sign: `"positive"`, `"negative"` (inhibition) or `"both"`.
-        centre: use E_i − mean(E_i), which is what reaches the stream.
+        centre: use E_i − mean(E_i), which is what reaches the stream. threshold: see `Threshold`.
     """
     product = parameter_product(model, source_head, target_head, kind=kind, centre=centre)
     name = f"E D_{kind}, head {source_head} → {target_head}"
-    return graph_of(
-        name,
-        product,
-        source_head,
-        target_head,
-        product.shape[0],
-        edges=edges,
-        mean_degree=mean_degree,
-        noise=noise,
-        noise_quantile=noise_quantile,
-        sign=sign,
-    )
+    return graph_of(name, product, source_head, target_head, product.shape[0], **threshold)
 
 
 @implements(
@@ -258,12 +254,8 @@ def state_graph(
     at: int = -1,
     source_layer: int | None = None,
     view: str = "strength",
-    edges: int | None = None,
-    mean_degree: float | None = None,
-    noise: float | None = None,
-    noise_quantile: float | None = None,
-    sign: str = "positive",
     hooks: Sequence[Any] = (),
+    **threshold: Unpack[Threshold],
 ) -> NeuronGraph:
     """The synapses of one text after token `at`.
 
@@ -271,7 +263,7 @@ def state_graph(
         tokens: one sequence. source_layer: default target_layer − 1.
         view: `"strength"` |C_t|, one target per rotary pair, reported with its even neuron; `"fixed"` the state's own entries.
         noise: only for `"fixed"`; strengths have no negative side, and `noise_quantile` shuffles the tokens instead.
-        Other arguments as in `parameter_graph`.
+        threshold: see `Threshold`.
     """
     model = require_bdh(model)
     if view not in STATE_VIEWS:
@@ -300,19 +292,7 @@ def state_graph(
         even = 2 * torch.arange(pairs.shape[2])
         product = Product(y.T.expand(2, -1, -1), pairs, even, left_out, one_signed=True)
     name = f"{view} of y{source_layer}[{source_head}] → x{target_layer}[{target_head}] after token {stop - 1}"
-    width = neurons_per_head(model)
-    return graph_of(
-        name,
-        product,
-        source_head,
-        target_head,
-        width,
-        edges=edges,
-        mean_degree=mean_degree,
-        noise=noise,
-        noise_quantile=noise_quantile,
-        sign=sign,
-    )
+    return graph_of(name, product, source_head, target_head, neurons_per_head(model), **threshold)
 
 
 @implements("bdh", "probe", "coactivation_graph")
@@ -326,18 +306,14 @@ def coactivation_graph(
     *,
     activity: str = "x",
     measure: str = "correlation",
-    edges: int | None = None,
-    mean_degree: float | None = None,
-    noise: float | None = None,
-    noise_quantile: float | None = None,
-    sign: str = "positive",
     hooks: Sequence[Any] = (),
+    **threshold: Unpack[Threshold],
 ) -> NeuronGraph:
     """Which neurons are active together over the tokens of a batch, position 0 left out (no edge direction within one head).
 
     Args:
         activity: `"x"` or `"y"`. measure: `"correlation"`, `"cosine"`, or `"count"` of tokens at which both are active.
-        Other arguments as in `parameter_graph`.
+        threshold: see `Threshold`.
     """
     model = require_bdh(model, variants=True)
     for what, value, known in (("activity", activity, KINDS), ("measure", measure, MEASURES)):
@@ -361,19 +337,7 @@ def coactivation_graph(
     left_out = "half" if source_head == target_head else "nothing"
     product = replace(Product.of(sides[0].T, sides[1], left_out), one_signed=measure != "correlation")
     name = f"{measure} of {activity} at layer {layer}, heads {source_head} and {target_head}"
-    width = neurons_per_head(model)
-    return graph_of(
-        name,
-        product,
-        source_head,
-        target_head,
-        width,
-        edges=edges,
-        mean_degree=mean_degree,
-        noise=noise,
-        noise_quantile=noise_quantile,
-        sign=sign,
-    )
+    return graph_of(name, product, source_head, target_head, neurons_per_head(model), **threshold)
 
 
 def _left_out(source_head: int, target_head: int) -> str:
