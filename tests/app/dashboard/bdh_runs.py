@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from app.dashboard import build_app, make_dashboard_server
 from app.model_service import WorkbenchModels
 from app.services import Services
 from workbench.lab.jobs import Job, JobQueue
@@ -22,19 +18,6 @@ def real_services(root: Path) -> tuple[Services, str]:
     store, jobs = RunStore(root), JobQueue()
     services = Services(store, jobs, WorkbenchModels(store, jobs))
     return services, finished(services, services.models.start_trace(MODEL, TEXT, {}))
-
-
-@contextmanager
-def served(services: Services) -> Iterator[str]:
-    """The address of a running dashboard over the services, which ends with the block."""
-    server = make_dashboard_server(build_app(services.store, services.jobs, services.models))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join(timeout=10)
-    server.server_close()
-    services.jobs.shutdown(timeout=30)
 
 
 def finished(services: Services, job: Job) -> str:

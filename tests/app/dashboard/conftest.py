@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,9 +9,10 @@ import pytest
 from dash import Dash
 from flask.testing import FlaskClient
 
-from app.dashboard import build_app, make_dashboard_server
+from app.dashboard import build_app
 from app.services import Services
 from tests.app.dashboard.fake_models import FakeModels
+from tests.app.dashboard.serving import served
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
 from workbench.lab.synthetic_runs import write_synthetic_runs
@@ -71,11 +71,5 @@ def address(browser_store: RunStore) -> Iterator[str]:
     """Where a running dashboard answers."""
     write_synthetic_runs(browser_store, tokens=TOKENS)
     jobs = JobQueue()
-    server = make_dashboard_server(build_app(browser_store, jobs, FakeModels(browser_store, jobs, seconds=0.4)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join(timeout=10)
-    server.server_close()
-    jobs.shutdown(timeout=10)
+    with served(Services(browser_store, jobs, FakeModels(browser_store, jobs, seconds=0.4))) as running:
+        yield running

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.dashboard import build_app, make_dashboard_server
+from app.services import Services
 from case_studies.harness import discovery
 from tests.app.dashboard.fake_models import FakeModels
+from tests.app.dashboard.serving import served
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright  # noqa: F401
 from tests.app.dashboard.test_cases import WAITING
 from tests.case_studies.planted import write_study
@@ -31,14 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quick = write_study(root / "studies", "quick", study=RICH.replace("picture.png", "picture.txt"))
     write_study(root / "studies", "waiting", claims=(quick / "claims.toml").read_text().replace(*slow), study=WAITING)
     store, jobs = RunStore(root / "runs"), JobQueue()
-    made = make_dashboard_server(build_app(store, jobs, FakeModels(store, jobs)))
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{made.port}"
-    made.shutdown()
-    thread.join(timeout=10)
-    made.server_close()
-    jobs.shutdown(timeout=30)
+    with served(Services(store, jobs, FakeModels(store, jobs))) as address:
+        yield address
     discovery.ROOT = before
 
 

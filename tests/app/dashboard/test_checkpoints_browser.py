@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.model_service import WorkbenchModels
 from app.services import Services
-from tests.app.dashboard.bdh_runs import served
+from tests.app.dashboard.serving import served
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright, pytestmark  # noqa: F401
 from tests.models.pretrained.reference import CASES, Case, write
 from workbench.lab.jobs import JobQueue

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 import models
-from app.dashboard import build_app, make_dashboard_server
+from app.services import Services
 from tests.app.dashboard.fake_models import FakeModels
+from tests.app.dashboard.serving import served
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright  # noqa: F401
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
@@ -27,14 +27,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 @pytest.fixture(scope="module")
 def server(store: RunStore) -> Iterator[str]:
     jobs = JobQueue()
-    made = make_dashboard_server(build_app(store, jobs, FakeModels(store, jobs)))
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{made.port}"
-    made.shutdown()
-    thread.join(timeout=10)
-    made.server_close()
-    jobs.shutdown(timeout=30)
+    with served(Services(store, jobs, FakeModels(store, jobs))) as address:
+        yield address
 
 
 def test_another_state_is_chosen_and_the_retention_matrix_moves_time(
