@@ -7,7 +7,7 @@
     ReadOnly(allowed=parallel_contexts(n, spans))         parallel context encoding: contexts do not read each other; with shared sinks
 
 The last three are masks [query, key] over a whole text; positions stay those of the text unless the call says otherwise
-(`facts={"positions": parallel_positions(n, spans)}`). StreamingLLM's renumbering of positions within its cache is not here.
+(`facts={"positions": parallel_positions(n, spans)}`); StreamingLLM with positions within its cache is `probes.positions.stream`.
 """
 
 from collections.abc import Sequence

@@ -9,25 +9,38 @@ Each kind has one function under `@makes(kind)` that returns what `run_with_hook
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from probes.ablation import addresses_of
-from probes.interventions.language import InterventionError, Operation, tokens_of
+from probes.interventions.language import InterventionError, Operation, Span, tokens_of
 from probes.interventions.places import Places, token_axis
-from probes.reading_edits import CalibrateSinks, KeepTopScores, ReadOnly, streaming
+from probes.positions import move, rotation_base, stream
+from probes.reading_edits import (
+    CalibrateSinks,
+    KeepTopScores,
+    ReadOnly,
+    parallel_contexts,
+    parallel_positions,
+    star,
+    streaming,
+)
 from probes.state_tools import state_point
 from probes.state_tools_edits import (
     ablate_levels,
     ablate_modes,
     clamp_gate,
     cut_edges,
+    erase_key,
     freeze,
+    implant,
     patch_state,
     reset,
     scale_write,
 )
+from workbench.instrument.hooked_model import heads_first
 from workbench.instrument.interventions import Ablate, EditState, Patch, Project, Scale, Steer
 
 Maker = Callable[[Places, Operation, int], list[Any]]
@@ -173,6 +186,60 @@ def _window(job: Places, operation: Operation, number: int) -> list[Any]:
     return [ReadOnly(layer=job.layer(operation), heads=job.heads(operation), allowed=allowed)]
 
 
+@makes("stream")
+def _stream(job: Places, operation: Operation, number: int) -> list[Any]:
+    assert operation.count is not None and operation.sinks is not None
+    layer, heads = job.layer(operation), job.heads(operation)
+    try:
+        return stream(job.model, layer=layer, sinks=operation.sinks, window=operation.count, heads=heads)
+    except ValueError as error:
+        raise InterventionError(f"{str(operation)!r}: {error}") from None
+
+
+@makes("star")
+def _star(job: Places, operation: Operation, number: int) -> list[Any]:
+    assert operation.count is not None
+    try:
+        allowed = star(job.length(number), operation.count, job.after(operation, number) + 1)
+    except ValueError as error:
+        raise InterventionError(f"{str(operation)!r}: {error}") from None
+    return [ReadOnly(layer=job.layer(operation), heads=job.heads(operation), allowed=allowed)]
+
+
+@makes("separate")
+def _separate(job: Places, operation: Operation, number: int) -> list[Any]:
+    allowed = parallel_contexts(job.length(number), _contexts(job, operation, number))
+    return [ReadOnly(layer=job.layer(operation), heads=job.heads(operation), allowed=allowed)]
+
+
+@makes("renumber")
+def _renumber(job: Places, operation: Operation, number: int) -> list[Any]:
+    try:
+        return move(job.model, parallel_positions(job.length(number), _contexts(job, operation, number))[0])
+    except ValueError as error:
+        raise InterventionError(f"{str(operation)!r}: {error}") from None
+
+
+def _contexts(job: Places, operation: Operation, number: int) -> list[tuple[int, int]]:
+    """Stretches of tokens [start, stop) that do not overlap, two at least. InterventionError for others."""
+    length = job.length(number)
+    spans = [
+        (tokens[0], tokens[-1] + 1)
+        for tokens in (tokens_of((part,), length, repr(str(operation))) for part in operation.keys)
+    ]
+    if len(spans) < 2 or any(stop > start for (_, stop), (start, _) in pairwise(spans)):
+        raise InterventionError(
+            f"{str(operation)!r}: expected two contexts or more, one after the other, such as 4:12,12:20."
+        )
+    return spans
+
+
+@makes("base")
+def _base(job: Places, operation: Operation, number: int) -> list[Any]:
+    assert operation.to is not None
+    return rotation_base(job.model, operation.to, layer=job.layer(operation), heads=job.heads(operation))
+
+
 # ---------------------------------------------------------------------------------------------------------------- states
 
 
@@ -217,6 +284,38 @@ def _patch_state(job: Places, operation: Operation, number: int) -> list[Any]:
             value = job.model.states(source, after, layers=layer, slot=slot)[layer][:, 0]
             edits += patch_state(job.model, layer, value, after=after, slot=slot, heads=job.heads(operation))
     return edits
+
+
+@makes("forget")
+def _forget(job: Places, operation: Operation, number: int) -> list[Any]:
+    key = _written(job, operation, operation.keys, "key", number)
+    after = job.after(operation, number)
+    return list(erase_key(job.model, job.layer(operation), key, after=after, heads=job.heads(operation)))
+
+
+@makes("implant")
+def _implant(job: Places, operation: Operation, number: int) -> list[Any]:
+    key = _written(job, operation, operation.keys, "key", number)
+    value = _written(job, operation, operation.at, "value", number)
+    after = job.after(operation, number)
+    return list(implant(job.model, job.layer(operation), key, value, after=after, heads=job.heads(operation)))
+
+
+def _written(job: Places, operation: Operation, span: Span, factor: str, number: int) -> torch.Tensor:
+    """The key or value that one token of the prompt writes into the layer's state, [head, width]."""
+    layer, tokens = job.layer(operation), tokens_of(span, job.length(number), repr(str(operation)))
+    if len(tokens) != 1:
+        raise InterventionError(f"{str(operation)!r}: expected one token as {factor}, got {len(tokens)}.")
+    state_point(job.model, layer)
+    mixer = job.model.mixers[layer]
+    point = mixer.factor_points.get(factor)
+    if point is None:
+        raise InterventionError(
+            f"{str(operation)!r}: the memory of layer {layer} ({mixer.describe()['kind']}) has no {factor} of a token; patch state "
+            "exchanges all of it."
+        )
+    found = heads_first(job.read(point.name, job.prompts[number]), point)[0, :, tokens[0]]
+    return found.repeat_interleave(int(mixer.describe()["n_heads"]) // found.shape[0], dim=0)
 
 
 def _at(job: Places, operation: Operation, number: int) -> dict[str, Any]:

@@ -110,12 +110,20 @@ def _missing(kind: str, model: _Model) -> str:
         return "" if model.has("pattern") else "no layer has a pattern whose edges are weights"
     if kind == "calibrate":
         return "" if model.has("scores") else "no layer's rows are distributions, so there are no shares to move"
-    if kind in ("keep", "window"):
+    if kind in ("keep", "window", "star", "separate", "stream"):
         return "" if model.has("scores" if kind == "keep" else "mask") else "no layer has scores that a softmax follows"
+    if kind == "base":
+        return "" if model.has("mask") and model.has("rotated_query") else "no layer of attention has rotary positions"
+    if kind == "renumber":
+        known = model.has("mask") and model.has("rotated_query", "position_bias", "pos_embed")
+        return "" if known else "no layer of attention has positions that could be others"
     if kind == "hold":
         return "" if model.has(*GATES) else "no layer has a gate that depends on the token"
     if kind == "levels":
         return "" if model.has("level") else "no layer reads its state in levels"
+    if kind in ("forget", "implant"):
+        missing = [name for name in ("key", "value") if not model.has(name)]
+        return state or (f"no memory is asked with a key: tokens have no {missing[0]}" if missing else "")
     if kind == "modes":
         return state or (
             "" if model.has("query") and model.has("key") else "no layer has a matrix state that queries read"

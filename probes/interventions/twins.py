@@ -6,7 +6,7 @@ directions          a random one of the same length
 features, neurons   others of about the same activity on the prompts
 synapses            others about as strong and as much read
 heads, levels, rows others of the layer
-tokens              others of the text
+tokens              others of the text; contexts: the same in another layer
 none of these       the same in another layer
 
 Where a layer has too few others, another layer stands in; where nothing is left to draw from, there is no control, and `NoTwin` says why.
@@ -77,13 +77,16 @@ def twin_of(job: Executor, operation: Operation, basket: Sequence[Operation], ch
         if others is not None:
             return operation.change(units=others)
         return _in_another_layer(job, operation, chance)
+    if operation.kind in ("forget", "implant"):  # what another token wrote
+        used = set(tokens_of(operation.keys, job.shortest, repr(str(operation))))
+        return operation.change(keys=tuple(_drawn(chance, range(job.after(operation, 0) + 1), 1, used, operation)))
     if operation.after is not None:
         return operation.change(
             after=_drawn(chance, range(1, job.shortest - 1), 1, {job.after(operation, 0)}, operation)[0]
         )
     for name in ("keys", "at"):
         span = getattr(operation, name)
-        if span:
+        if span and operation.kind not in ("separate", "renumber"):
             used = set(tokens_of(span, job.shortest, repr(str(operation))))
             try:
                 return operation.change(
@@ -154,7 +157,7 @@ def _activity(job: Executor, operation: Operation) -> np.ndarray:
             sums.append(dictionary.encode(rows).double().flatten(0, -2).sum(0))
         return np.asarray(torch.stack(sums).sum(0))
     if operation.kind in ("hold", "write", "freeze-state", "reset", "scale-state", "scale-layer", "patch-state", "cut", "calibrate",
-                          "keep", "window"):  # fmt: skip
+                          "keep", "window", "stream", "star", "separate", "base", "forget", "implant"):  # fmt: skip
         return np.zeros(int(job.model.mixers[job.layer(operation)].describe()["n_heads"]))
     point = job.point(operation)
     key = ("activity", point.name, operation.place)

@@ -31,8 +31,26 @@ from probes.interventions import (
     twins_of,
 )
 from probes.interventions.executor import MAKERS
-from probes.reading_edits import CalibrateSinks, KeepTopScores, ReadOnly, streaming
-from probes.state_tools_edits import clamp_gate, cut_edges, freeze, patch_state, reset, scale_write
+from probes.positions import move, rotation_base, stream
+from probes.reading_edits import (
+    CalibrateSinks,
+    KeepTopScores,
+    ReadOnly,
+    parallel_contexts,
+    parallel_positions,
+    star,
+    streaming,
+)
+from probes.state_tools_edits import (
+    clamp_gate,
+    cut_edges,
+    erase_key,
+    freeze,
+    implant,
+    patch_state,
+    reset,
+    scale_write,
+)
 from workbench import Ablate, EditState, Patch, Project, Scale, Steer
 from workbench.instrument.errors import HookError
 from workbench.lab.runs import RunStore
@@ -154,6 +172,15 @@ def by_hand(model: Any, line: str) -> list[Any]:
         "calibrate head 1.1 by 0.4": lambda: [CalibrateSinks(layer=1, heads=[1], beta=0.4)],
         "keep layer 1 top 2": lambda: [KeepTopScores(layer=1, k=2)],
         "window layer 1 sinks 1 last 3": lambda: [ReadOnly(layer=1, allowed=streaming(N, 1, 3))],
+        "star layer 1 block 3 after 8": lambda: [ReadOnly(layer=1, allowed=star(N, 3, 9))],
+        "separate head 1.1 contexts 2:6,6:11": lambda: [ReadOnly(layer=1, heads=[1], allowed=parallel_contexts(N, [(2, 6), (6, 11)]))],
+        "renumber contexts 2:6,6:11": lambda: move(model, parallel_positions(N, [(2, 6), (6, 11)])[0]),
+        "stream head 1.1 sinks 2 last 3": lambda: stream(model, layer=1, heads=[1], sinks=2, window=3),
+        "base layer 1 to 50": lambda: rotation_base(model, 50.0, layer=1),
+        "forget state 1.1 key 3 after 8": lambda: erase_key(
+            model, 1, cached(model, TEXT, "blocks.1.mixer.hook_k")[0, 3], after=8, heads=[1]),
+        "implant state 1 key 3 value 5 after 8": lambda: implant(
+            model, 1, cached(model, TEXT, "blocks.1.mixer.hook_k")[0, 3], cached(model, TEXT, "blocks.1.mixer.hook_v")[0, 5], after=8),
         "freeze state 1 at 4:8": lambda: freeze(model, 1, [4, 5, 6, 7]),
         "reset state 1.1 after 6": lambda: reset(model, 1, after=6, heads=[1]),
         "scale state 1 by 0.3 after 6": lambda: [EditState(layer=1, after=6, operation="scale", value=0.3)],
@@ -173,10 +200,13 @@ ANYWHERE = [
 ]  # fmt: skip
 CASES = [
     *(("gpt2", line) for line in [*ANYWHERE, "zero blocks.1.attn.hook_v:1", "calibrate head 1.1 by 0.4", "keep layer 1 top 2",
-                                  "window layer 1 sinks 1 last 3"]),
+                                  "window layer 1 sinks 1 last 3", "star layer 1 block 3 after 8", "renumber contexts 2:6,6:11"]),
+    *(("gpt", line) for line in ["separate head 1.1 contexts 2:6,6:11", "renumber contexts 2:6,6:11", "stream head 1.1 sinks 2 last 3",
+                                 "base layer 1 to 50"]),
     *(("gla", line) for line in [*ANYWHERE, "zero blocks.1.mixer.hook_v:1", "freeze state 1 at 4:8", "reset state 1.1 after 6",
                                  "scale state 1 by 0.3 after 6", f"patch state 1 after 6 from: {OTHER}", "hold decay 1 to 0.7 at 3:9",
-                                 "write 1 by 0 at 3", "modes 1.0,2"]),
+                                 "write 1 by 0 at 3", "modes 1.0,2", "forget state 1.1 key 3 after 8",
+                                 "implant state 1 key 3 value 5 after 8"]),
 ]  # fmt: skip
 
 
@@ -190,6 +220,37 @@ def test_a_line_does_what_hooks_made_by_hand_do(name: str, line: str, opened: Ca
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     # CalibrateSinks moves nothing where this random head has no sink
     assert not torch.equal(found, plain) or line.startswith("calibrate")
+
+
+@pytest.mark.parametrize("name,line,words", [
+    ("gpt2", "stream layer 1 sinks 1 last 3", "adds positions at the embedding"), ("gpt", "stream layer 1 sinks 1 last 0", "window 0"),
+    ("gpt", "separate layer 1 contexts 2:6", "two contexts or more"), ("gpt", "separate layer 1 contexts 2:6,4:8", "one after the other"),
+    ("gpt", "renumber contexts 2:6,8:10", "tokens between the contexts"), ("gpt2", "base layer 1 to 50", "no rotary positions"),
+    ("gpt", "star layer 1 block 0 after 8", "block is 0"), ("gla", "forget state 1 key 2:4 after 8", "expected one token as key"),
+    ("gru", "forget state 1 key 2 after 8", "has no key of a token"), ("gpt", "implant state 1 key 2 value 3 after 8", "has no state"),
+])  # fmt: skip
+def test_what_a_reading_or_a_memory_lacks_is_said(
+    name: str, line: str, words: str, opened: Callable[[str], Any]
+) -> None:
+    with pytest.raises((InterventionError, HookError), match=words):
+        Executor(opened(name), [TEXT]).hooks(parse(line, N), 0)
+
+
+def test_a_memory_answers_as_it_was_told(opened: Callable[[str], Any]) -> None:
+    """After `forget` a state answers the key with nothing; after `implant` with the other token's value."""
+    model = opened("gla")
+    key = cached(model, TEXT, "blocks.1.mixer.hook_k")[0, 3]
+    value = cached(model, TEXT, "blocks.1.mixer.hook_v")[0, 5]
+    for line, expected in (
+        ("forget state 1 key 3 after 8", 0 * value),
+        ("implant state 1 key 3 value 5 after 8", value),
+    ):
+        hooks = Executor(model, [TEXT]).hooks(parse(line, N), 0)
+        with torch.no_grad(), model.hooks(hooks):
+            _, cache = model.run_with_cache(TEXT, names="blocks.1.mixer.hook_state[8]")
+        (state,) = cache.values()
+        answer = torch.einsum("hk,hkv->hv", key, state[0])
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-10)
 
 
 def test_lines_act_together_and_in_order(opened: Callable[[str], Any]) -> None:
