@@ -27,6 +27,8 @@ from kernels.arguments import (
     check_token_weight,
     check_value,
 )
+from kernels.derivatives import takes_plain_kernel
+from kernels.devices import has_kernel as _has_kernel
 from kernels.gated_linear_attention import values_probe
 from kernels.stops import OnState, run_in_pieces
 
@@ -75,7 +77,8 @@ def delta_rule(
         constant; [batch, head, pos]: one factor per token; [batch, head, pos, state_k]: one per token and state row.
         To forget everything use a large negative number such as -1e4, not -inf
     initial_state : None (zeros) or [batch, head, state_k, state_v]
-    chunk_size : tokens per chunk of mode "chunked"; None takes the size measured best
+    chunk_size : tokens per chunk of mode "chunked". None takes the size measured best and, on CUDA tensors without
+        stops, vector decay or a gradient to keep, the Triton kernels; a number always takes the torch form
     mode : "chunked" (fast) or "recurrent" (token by token); equal up to rounding
     stops : strictly increasing positions at which the state is handed to `on_state`
     on_state : called as on_state(position, state [batch, head, state_k, state_v]) once that token is read and written.
@@ -134,6 +137,12 @@ def delta_rule_and_pseudo_values(
     state, ends = check_run(k, state_v, initial_state, chunk_size, stops, on_state)
     if pos == 0:
         return q.new_zeros(batch, head, 0, state_v), state.new_zeros(batch, head, 0, state_v), state
+    kernel_may = not ends and mode == "chunked" and chunk_size is None
+    if kernel_may and _kernel_applies(q, log_decay, k, v, beta, state):
+        from .triton import forward
+
+        with torch.autocast(q.device.type, enabled=False):
+            return forward(q, k, v, beta, log_decay, scale, state)
     size = chunk_size or default_chunk_size(q.device)
     written: list[Tensor] = []
 
@@ -155,3 +164,12 @@ def delta_rule_and_pseudo_values(
         if len(outputs) == 1:
             return outputs[0].to(q.dtype), written[0], state
         return torch.cat(outputs, 2).to(q.dtype), torch.cat(written, 2), state
+
+
+def _kernel_applies(q: Tensor, log_decay: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the Triton kernels may stand in for the torch form. Triton is imported only here, on a device that runs it."""
+    if not _has_kernel(q.device) or not takes_plain_kernel(q, log_decay, *others):
+        return False
+    from .triton import supports
+
+    return supports(q, log_decay)

@@ -22,6 +22,23 @@ PARTIAL_OUTPUT_BYTES = 256 << 20
 
 
 @triton.jit
+def chunk_decays(log_decay_pointer, at, decay_pos, exists, visible):
+    """Decays of the chunk of tokens `at`: from token to token where visible, else 0; from the chunk's start through each
+    token; from each token to the chunk's end; of the whole chunk.
+    """
+    # Tokens behind the end decay nothing, so the whole sum reaches to the true end of the run.
+    g = tl.load(log_decay_pointer + at * decay_pos, mask=exists, other=0.0).to(tl.float64)
+    total = tl.sum(g, axis=0)
+    g = tl.cumsum(g, axis=0)
+    # As two float32 numbers: close values of g differ exactly in `high`, and `low` adds what rounding lost.
+    high = g.to(tl.float32)
+    low = (g - high.to(tl.float64)).to(tl.float32)
+    between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    weights = tl.exp(tl.where(visible, between, float("-inf")))
+    return weights, tl.exp(high), tl.exp((total - g).to(tl.float32)), tl.exp(total.to(tl.float32))
+
+
+@triton.jit
 def chunk_walk(
     q_pointer,
     k_pointer,
@@ -96,19 +113,10 @@ def chunk_walk(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         read = tl.dot(q, state, input_precision=PRECISION)
         if DECAY:
-            # Tokens behind the end decay nothing, so the whole sum reaches to the true end of the run.
-            g = tl.load(log_decay_pointer + at * decay_pos, mask=exists, other=0.0).to(tl.float64)
-            total = tl.sum(g, axis=0)
-            g = tl.cumsum(g, axis=0)
-            # As two float32 numbers: close values of g differ exactly in `high`, and `low` adds what rounding lost.
-            high = g.to(tl.float32)
-            low = (g - high.to(tl.float64)).to(tl.float32)
-            between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
-            scores *= tl.exp(tl.where(visible, between, float("-inf")))
-            read *= tl.exp(high)[:, None]
-            output = read + tl.dot(scores, v, input_precision=PRECISION)
-            v *= tl.exp((total - g).to(tl.float32))[:, None]
-            state *= tl.exp(total.to(tl.float32))
+            weights, from_start, to_end, total = chunk_decays(log_decay_pointer, at, decay_pos, exists, visible)
+            output = read * from_start[:, None] + tl.dot(scores * weights, v, input_precision=PRECISION)
+            v *= to_end[:, None]
+            state *= total
         else:
             output = read + tl.dot(tl.where(visible, scores, 0.0), v, input_precision=PRECISION)
         state += tl.dot(tl.trans(k), v, input_precision=PRECISION)
@@ -158,6 +166,8 @@ def forward(
     options = launch_options(q.dtype, state_k, state_v)
     row_tiles = triton.cdiv(state_k, options["BLOCK_K"])
     column_tiles = triton.cdiv(state_v, options["BLOCK_V"])
+    q, k, v, state = (x.resolve_neg() for x in (q, k, v, state))  # a mark on the tensor that memory does not show
+    log_decay, write = (None if x is None else x.resolve_neg() for x in (log_decay, write))
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     v = v.expand(batch, head, pos, state_v)
     if log_decay is not None and log_decay.ndim == 1:

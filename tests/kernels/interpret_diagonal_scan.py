@@ -14,6 +14,7 @@ from torch import Tensor
 import kernels.diagonal_scan.scan as module
 from kernels.diagonal_scan import diagonal_scan, triton
 from tests.kernels.test_diagonal_scan import make_inputs, naive
+from tests.kernels.triton_checks import counted
 
 # The interpreter scans number by number, so most cases run with small chunks and tiles.
 SMALL_CHUNK, SMALL_BLOCK = 8, 4
@@ -52,14 +53,7 @@ def case(
 
 
 def cases() -> dict[str, Any]:
-    calls: list[int] = []
-    forward = triton.forward
-
-    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
-        calls.append(1)
-        return forward(*arguments)
-
-    triton.forward = counted  # type: ignore[assignment]
+    calls = counted(triton)
     module.has_kernel = lambda device: True
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.complex64):

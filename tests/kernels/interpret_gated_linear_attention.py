@@ -14,6 +14,7 @@ from torch import Tensor
 import kernels.gated_linear_attention as package
 from kernels.gated_linear_attention import gated_linear_attention, triton
 from tests.kernels.gla_inputs import Inputs, make_inputs
+from tests.kernels.triton_checks import counted
 
 SHAPES = ({"pos": 37, "state_k": 5, "state_v": 4}, {"pos": 70, "state_k": 70, "state_v": 20, "batch": 1, "head": 2})
 
@@ -65,6 +66,11 @@ def cases() -> dict[str, Any]:
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
     found["float32 strided heads"] = errors(inputs, *kernel(Inputs(q, k, v, *inputs.tensors()[3:])))
 
+    marked = torch.complex(q, k).conj().imag  # a negative view: memory holds k, the tensor -k
+    found["float32 negative view"] = errors(
+        Inputs(q, -k, v, *inputs.tensors()[3:]), *kernel(Inputs(q, marked, v, *inputs.tensors()[3:]))
+    )
+
     # BDH: the query is the key, positive and sparse; one value for all heads; reads of the strict past; a state much taller than wide.
     for decay, initial in (("none", False), ("constant", True)):
         bdh = make_inputs(decay, initial=initial, shared=True, pos=70, state_k=200, state_v=20).to(torch.float32)
@@ -75,14 +81,7 @@ def cases() -> dict[str, Any]:
     found["bfloat16 in two row tiles"] = errors(narrow, *kernel(narrow))
 
     # The public function takes the kernel where one exists, and the torch form where a gradient is kept.
-    calls: list[int] = []
-    forward = triton.forward
-
-    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
-        calls.append(1)
-        return forward(*arguments)
-
-    triton.forward = counted  # type: ignore[assignment]
+    calls = counted(triton)
     package._has_kernel = lambda device: True
     arguments = (inputs.q, inputs.k, inputs.v)
     found["float32 dispatched"] = errors(inputs, *gated_linear_attention(*arguments, **inputs.options))

@@ -11,11 +11,9 @@ import torch
 
 from kernels.attention_statistics import attention_statistics
 from tests.kernels.interpret_attention_statistics import CASES
-from tests.kernels.triton_checks import assert_not_loaded, compiled, interpreted_cases
+from tests.kernels.triton_checks import POINTERS, assert_not_loaded, compiled, interpreted_cases
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
@@ -53,21 +51,10 @@ def resources(
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
     names = ("SOFTCAP", "BIAS", "REAL", "SEGMENTS", "CAUSAL", "STRICT", "WINDOW")
     constants = {**options, **{flag: flags.get(flag.lower(), False) for flag in names}}
-    short = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
-    whole = {"real_pointer", "segment_pointer", "first_key_pointer", "at_pointer"}
-    signature, divisible = {}, []
-    for index, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in ("q_pointer", "k_pointer"):
-            signature[argument] = short
-        elif argument.endswith("_pointer"):
-            signature[argument] = "*i32" if argument in whole else "*fp32"
-        else:
-            signature[argument] = "fp32" if argument in ("factor", "softcap") else "i32"
-        if argument.endswith("_pointer") or argument.split("_")[0] in ("q", "k"):  # as at a launch with aligned sizes
-            divisible.append(index)
-    return compiled(kernel, capability, signature, constants, divisible, launch, folder)
+    types = {"q_pointer": POINTERS[dtype], "k_pointer": POINTERS[dtype], "factor": "fp32", "softcap": "fp32"}
+    types |= dict.fromkeys(("real_pointer", "segment_pointer", "first_key_pointer", "at_pointer"), "*i32")
+    counts = ("heads", "group_size", "queries", "keys", "width", "window", "lowest_distance", "n_distances")
+    return compiled(kernel, capability, constants, types, counts, launch, folder)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -88,10 +75,7 @@ def test_the_kernels_compile_and_stay_in_registers(
     width: int,
     flags: dict[str, bool],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     usage = resources(name, capability, dtype, width, tmp_path, **flags)
     assert usage["stack"] == 0, usage
     assert usage["shared"] <= 160 << 10, usage  # sm_80 has 163 KB

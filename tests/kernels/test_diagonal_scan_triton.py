@@ -11,11 +11,9 @@ import torch
 
 from kernels.diagonal_scan import diagonal_scan
 from tests.kernels.test_diagonal_scan import make_inputs, naive
-from tests.kernels.triton_checks import assert_not_loaded, compiled, interpreted_cases
+from tests.kernels.triton_checks import POINTERS, assert_not_loaded, assert_rounded_only, compiled, interpreted_cases
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
-
-SHORT = {torch.float32: "*fp32", torch.complex64: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
@@ -30,12 +28,7 @@ def interpreted() -> dict[str, Any]:
 
 def test_the_interpreted_kernel_is_the_loop(interpreted: dict[str, Any]) -> None:
     """Final state to float32 rounding always; states too, or to one rounding to the 16-bit type that they are stored in."""
-    numbers = {name: errors for name, errors in interpreted.items() if isinstance(errors, dict)}
-    assert len(numbers) == 2 + 3 * 3 * 3 + 2 * 5 + 8
-    stored = {"float16": torch.finfo(torch.float16).eps, "bfloat16": torch.finfo(torch.bfloat16).eps}
-    for name, errors in numbers.items():
-        assert errors["final"] <= 1e-6, name
-        assert errors["states"] <= stored.get(name.split()[0], 1e-6), name
+    assert_rounded_only(interpreted, 2 + 3 * 3 * 3 + 2 * 5 + 8, stored="states")
 
 
 @pytest.mark.parametrize("claim", ["kernel in every case", "same bits twice", "torch form where the kernel cannot"])
@@ -61,33 +54,22 @@ def test_the_kernel_compiles_and_stays_in_registers(
     reverse: bool,
     block: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from kernels.diagonal_scan.triton import CHUNK, scan_walk
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     constants = {"LOG": log, "COMPLEX": dtype.is_complex, "REVERSE": reverse, "CHUNK": CHUNK, "BLOCK": block}
-    of_state = {"state_pointer": "*fp32", "final_pointer": "*fp32"}
-    signature = {
-        name: "constexpr"
-        if name in constants
-        else of_state.get(name, SHORT[dtype])
-        if name.endswith("_pointer")
-        else "i32"
-        for name in scan_walk.arg_names
-    }
-    signature |= {"decay_channel": "constexpr", "inputs_channel": "constexpr"} if not dtype.is_complex else {}
-    constants |= {"decay_channel": 1, "inputs_channel": 1} if not dtype.is_complex else {}  # as at a launch
-    aligned = [i for i, name in enumerate(signature) if name.endswith(("_pointer", "_batch", "_pos"))]
-    usage = compiled(scan_walk, capability, signature, constants, aligned, {"num_warps": 4}, tmp_path)
+    # Neighbouring channels lie side by side; of complex ones, two numbers apart.
+    constants |= {} if dtype.is_complex else {"decay_channel": 1, "inputs_channel": 1}
+    types = dict.fromkeys(("decay_pointer", "inputs_pointer", "states_pointer"), POINTERS[dtype])
+    unaligned = ("decay_channel", "inputs_channel", "pos", "channel")
+    usage = compiled(scan_walk, capability, constants, types, unaligned, {"num_warps": 4}, tmp_path)
     # Sine and cosine reduce large angles through 8 bytes of stack, also where most registers are free.
     assert usage["stack"] <= (8 if log and dtype.is_complex else 0), usage
     assert usage["shared"] <= 48 << 10, usage
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", list(SHORT))
+@pytest.mark.parametrize("dtype", list(POINTERS))
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("log", [False, True])
 def test_on_a_gpu_the_kernel_is_the_loop(dtype: torch.dtype, reverse: bool, log: bool) -> None:

@@ -11,11 +11,9 @@ import torch
 
 from kernels.gated_linear_attention import gated_linear_attention
 from tests.kernels.gla_inputs import make_inputs
-from tests.kernels.triton_checks import assert_not_loaded, compiled, interpreted_cases
+from tests.kernels.triton_checks import POINTERS, assert_not_loaded, assert_rounded_only, compiled, interpreted_cases
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_triton_is_not_loaded_before_a_gpu_needs_it() -> None:
@@ -33,12 +31,7 @@ def interpreted() -> dict[str, Any]:
 
 def test_the_interpreted_kernel_is_the_recurrence(interpreted: dict[str, Any]) -> None:
     """State to float32 rounding always; output too, or to one rounding to the 16-bit type that it is stored in."""
-    numbers = {name: errors for name, errors in interpreted.items() if isinstance(errors, dict)}
-    assert len(numbers) == 2 * 3 * 2 * 3 + 2 + 6
-    output = {"float32": 1e-6, "float16": torch.finfo(torch.float16).eps, "bfloat16": torch.finfo(torch.bfloat16).eps}
-    for name, errors in numbers.items():
-        assert errors["state"] <= 1e-6, name
-        assert errors["output"] <= output[name.split()[0]], name
+    assert_rounded_only(interpreted, 2 * 3 * 2 * 3 + 2 + 7, stored="output")
 
 
 @pytest.mark.parametrize("claim", ["same bits twice", "dispatched once", "torch form where the kernel cannot"])
@@ -56,20 +49,9 @@ def resources(
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     row_tiles = -(-width // options["BLOCK_K"])
     constants = {**options, "DECAY": decay, "WRITE": True, "STRICT": strict}
-    short = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
-    wide = {"log_decay_pointer", "write_pointer", "state_pointer", "final_pointer"}
-    wide |= {"output_pointer"} if row_tiles > 1 else set()
-    signature, divisible = {}, []
-    for index, name in enumerate(chunk_walk.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_pointer"):
-            signature[name] = "*fp32" if name in wide else short
-        else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-        if name not in constants and name not in ("scale", "head", "pos"):  # as at a launch with aligned sizes
-            divisible.append(index)
-    return compiled(chunk_walk, capability, signature, constants, divisible, launch, folder)
+    inputs = ["q_pointer", "k_pointer", "v_pointer"] + ["output_pointer"] * (row_tiles == 1)
+    types = {**dict.fromkeys(inputs, POINTERS[dtype]), "scale": "fp32"}
+    return compiled(chunk_walk, capability, constants, types, ("head", "pos"), launch, folder)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -89,10 +71,7 @@ def test_the_kernel_compiles_and_stays_in_registers(
     strict: bool,
     width: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     usage = resources(capability, dtype, decay, strict, width, tmp_path)
     assert usage["stack"] == 0, usage
     assert usage["shared"] <= 48 << 10, usage

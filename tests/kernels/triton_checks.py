@@ -5,10 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# Triton's names of the pointers to tensors; of a complex number both parts are float32.
+POINTERS = {torch.float32: "*fp32", torch.complex64: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 def assert_not_loaded(package: str, call: str) -> None:
@@ -26,27 +33,64 @@ def interpreted_cases(module: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def counted(module: Any) -> list[int]:
+    """From now on a list that grows by one entry with every call of `module.forward`."""
+    calls: list[int] = []
+    forward = module.forward
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(1)
+        return forward(*arguments)
+
+    module.forward = counting
+    return calls
+
+
+def assert_rounded_only(interpreted: dict[str, Any], count: int, stored: str) -> None:
+    """So many cases, each {what: error}, err by float32 rounding; what is `stored` in the 16-bit type that a case's name begins
+    with, by one rounding to it.
+    """
+    numbers = {name: errors for name, errors in interpreted.items() if isinstance(errors, dict)}
+    assert len(numbers) == count
+    for name, errors in numbers.items():
+        dtype = getattr(torch, name.split()[0])
+        for what, error in errors.items():
+            assert error <= (torch.finfo(dtype).eps if what == stored and dtype.itemsize == 2 else 1e-6), (name, what)
+
+
 def compiled(
     kernel: Any,
     capability: int,
-    signature: dict[str, str],
-    constants: dict[str, Any],
-    divisible: list[int],
+    constants: Mapping[str, Any],
+    types: Mapping[str, str],
+    unaligned: Collection[str],
     launch: dict[str, int],
     folder: Path,
 ) -> dict[str, int]:
-    """Compiles a kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory."""
+    """Compiles a kernel to a cubin, without a GPU; registers, bytes of stack (spills) and bytes of shared memory.
+
+    types : of the arguments that are neither constants, float32 pointers (names that end so) nor int32
+    unaligned : arguments that need not be divisible by 16, beside constants and numbers that are no integers
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    signature = {}
+    for name in kernel.arg_names:
+        usual = "*fp32" if name.endswith("_pointer") else "i32"
+        signature[name] = "constexpr" if name in constants else types.get(name, usual)
+    aligned = [n for n, (name, kind) in enumerate(signature.items()) if kind[0] in "*i" and name not in unaligned]
     source = ASTSource(
         kernel,
         signature=signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    # A cache of its own, so that what is measured was compiled now; products and sums fused as at every launch.
+    settings = {"TRITON_CACHE_DIR": str(folder / "cache"), "TRITON_DEFAULT_FP_FUSION": "1"}
+    with mock.patch.dict(os.environ, settings):
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(binary.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
