@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 NAME = "workbench"
-running = (
-    threading.local()
-)  # .subject is asked in this thread, .calls is what it noted, .stream what its last block gave
+# .subject is asked in this thread, .calls is what it noted, .stop the layer before which its run ends
+running = threading.local()
 
 
 @contextmanager
-def entered(subject: Any) -> Iterator[list[int]]:
+def entered(subject: Any, stop: int | None = None) -> Iterator[list[int]]:
     """Calls of the attention function in this thread go to `subject`; gives the list that it notes them in."""
-    outer = getattr(running, "subject", None), getattr(running, "calls", [])
-    running.subject, running.calls = subject, []
+    outer = getattr(running, "subject", None), getattr(running, "calls", []), getattr(running, "stop", None)
+    running.subject, running.calls, running.stop = subject, [], stop
     try:
         yield running.calls
     finally:
-        running.subject, running.calls = outer
+        running.subject, running.calls, running.stop = outer
 
 
 def implement(theirs: Any, name: str) -> None:

@@ -14,8 +14,8 @@ The modelling code stays theirs, and some of it never asks the interface: settin
 most. So it is counted: every layer must call exactly once in every run, or the run is an error. When a model is wrapped, its output is
 compared with its eager attention's; one that does something else between scores and pattern is refused.
 
-For states, steps over shared depth, layers without attention, stop_at_layer and everything inside a block, open the checkpoint on our own
-modules instead: `models.load(folder)` (docs/pretrained.md).
+For states, steps over shared depth, layers without attention and everything inside a block, open the checkpoint on our own modules
+instead: `models.load(folder)` (docs/pretrained.md).
 """
 
 import inspect
@@ -50,8 +50,19 @@ def hooked(model: Any, tokenizer: Any = None) -> "TransformersSubject":
     return TransformersSubject(model, tokenizer)
 
 
+class _Stopped(Exception):
+    """The stream of a run that was to stop here."""
+
+    def __init__(self, stream: Tensor) -> None:
+        self.stream = stream
+
+
 class TransformersSubject(Decoder):
-    """See the module docstring and `hooked`. Called like every model; encoders return their last hidden state as `"logits"`."""
+    """See the module docstring and `hooked`. Called like every model.
+
+    Of models that read in both directions, or whose output is not a distribution over tokens, `"logits"` are what their head gives,
+    [batch, pos, vocab] for masked tokens, or else the last hidden state; they have no next-token loss and do not generate.
+    """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
         super().__init__()
@@ -59,7 +70,7 @@ class TransformersSubject(Decoder):
         self.theirs = theirs.eval()
         config = theirs.config.get_text_config()
         self.vocab_size, self.d_model = int(config.vocab_size), int(config.hidden_size)
-        self.n_ctx = getattr(config, "max_position_embeddings", None)
+        self.n_ctx = _positions(theirs, getattr(config, "max_position_embeddings", None))
         self.name = getattr(config, "name_or_path", "") or f"{config.model_type} of transformers"
         self.architecture = f"transformers:{config.model_type}"
         self._takes = set(inspect.signature(theirs.forward).parameters)
@@ -109,6 +120,12 @@ class TransformersSubject(Decoder):
             raise NotASubject(
                 f"{kind} does more between scores and pattern than it tells the attention interface. {CONVERT}"
             )
+        over_tokens = expected.dim() == 3 and expected.shape[-1] == self.vocab_size and self._has_head()
+        self.predicts_next_token = over_tokens and self.causal
+        self.predicts_masked_tokens = over_tokens and not self.causal
+
+    def _has_head(self) -> bool:
+        return self.theirs.get_output_embeddings() is not None
 
     def _watch(self, layer: int, module: nn.Module) -> None:
         """Pass the stream by the hook points where a block of theirs begins and ends."""
@@ -119,6 +136,8 @@ class TransformersSubject(Decoder):
         def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
             if not mine():
                 return None
+            if running.stop == layer:
+                raise _Stopped(given[0] if given else named["hidden_states"])
             if given:
                 return (self.blocks[layer].hook_resid_pre(given[0]), *given[1:]), named
             return given, named | {"hidden_states": self.blocks[layer].hook_resid_pre(named["hidden_states"])}
@@ -127,7 +146,8 @@ class TransformersSubject(Decoder):
             if not mine():
                 return None
             stream = self.blocks[layer].hook_resid_post(output if isinstance(output, Tensor) else output[0])
-            running.stream = stream  # of the last block, when the run is over
+            if running.stop == layer + 1:
+                raise _Stopped(stream)
             return stream if isinstance(output, Tensor) else (stream, *output[1:])
 
         module.register_forward_pre_hook(before, with_kwargs=True)
@@ -150,19 +170,23 @@ class TransformersSubject(Decoder):
         stop_at_layer: int | None = None,
         **others: Any,
     ) -> Any:
-        """As `Decoder.forward`, without states, facts and parts of the depth: `stop_at_layer` may be n_layers only (the last stream).
+        """As `Decoder.forward`, without states, facts and a start in the middle.
 
         Raises:
-            ValueError: tokens out of the vocabulary or too long, a mask of a wrong shape, an option that only our own modules have.
+            ValueError: tokens out of the vocabulary or too long, a mask of a wrong shape, an option that only our own modules have, a loss
+                of a model that predicts no next token.
             NotASubject: a layer did not ask the attention interface exactly once.
         """
         wanted = sorted(name for name, value in others.items() if value not in (None, False))
-        if stop_at_layer not in (None, self.n_layers):
-            wanted.append("stop_at_layer")
         if wanted:
             raise ValueError(f"{wanted[0]} needs the inside of the model, which is transformers' here. {CONVERT}")
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"Unknown return_type {return_type!r}. Expected 'logits', 'loss', 'both' or None.")
+        if return_type in ("loss", "both") and not self.predicts_next_token:
+            raise ValueError(
+                f"return_type={return_type!r}: {self.name} predicts no next token. Expected 'logits' or None."
+            )
+        stop = None if stop_at_layer is None else self._layer_range(None, stop_at_layer)[1]
         tokens = self.to_tokens(tokens).to(self.device)
         self._check_vocabulary(tokens)
         if mask is not None:
@@ -173,18 +197,18 @@ class TransformersSubject(Decoder):
         outer = ACTIVE.step, ACTIVE.offset
         ACTIVE.step, ACTIVE.offset = 0, 0
         try:
-            logits = self._call(tokens, mask, True)
+            output = self._call(tokens, mask, True, stop)
         finally:
             ACTIVE.step, ACTIVE.offset = outer
-        if stop_at_layer is not None:
-            stream: Tensor = running.stream
-            return stream
+        if stop is not None:
+            return output
         if return_type in ("logits", None):
-            return logits if return_type else None
-        loss = next_token_loss(logits, tokens, mask, per_token=loss_per_token)
-        return loss if return_type == "loss" else (logits, loss)
+            return output if return_type else None
+        loss = next_token_loss(output, tokens, mask, per_token=loss_per_token)
+        return loss if return_type == "loss" else (output, loss)
 
-    def _call(self, tokens: Tensor, mask: Tensor | None, counted: bool = False) -> Tensor:
+    def _call(self, tokens: Tensor, mask: Tensor | None, counted: bool = False, stop: int | None = None) -> Tensor:
+        """Their output, or the stream that enters layer `stop`; `counted`: past our hook points."""
         given: dict[str, Any] = {"input_ids": tokens}
         if mask is not None:
             given["attention_mask"] = mask.long()
@@ -196,9 +220,12 @@ class TransformersSubject(Decoder):
             return _numbers(self.theirs(**given), type(self.theirs).__name__)
         if self.theirs.config._attn_implementation != NAME:  # somebody chose another one meanwhile
             implement(self.theirs, NAME)
-        with entered(self) as calls:
-            output = _numbers(self.theirs(**given), type(self.theirs).__name__)
-        for layer, mixer in enumerate(self.mixers):
+        with entered(self, stop) as calls:
+            try:
+                output = _numbers(self.theirs(**given), type(self.theirs).__name__)
+            except _Stopped as stopped:
+                output = stopped.stream
+        for layer, mixer in enumerate(self.mixers[:stop]):
             if calls.count(id(mixer)) != 1:
                 raise NotASubject(
                     f"Layer {layer} of {type(self.theirs).__name__} asked the attention interface {calls.count(id(mixer))} times in this "
@@ -227,8 +254,10 @@ class TransformersSubject(Decoder):
         """As `Decoder.generate`, re-reading the whole text at every step.
 
         Raises:
-            ValueError: `use_state`, as no state is carried here.
+            ValueError: `use_state`, as no state is carried here; a model that predicts no next token.
         """
+        if not self.predicts_next_token:
+            raise ValueError(f"{self.name} predicts no next token, so it cannot generate.")
         if use_state:
             raise ValueError(f"A transformers model carries no state of ours. Expected use_state=False. {CONVERT}")
         return super().generate(tokens, max_new_tokens, use_state=False, **options)
@@ -257,6 +286,14 @@ class TransformersSubject(Decoder):
             "config": self.theirs.config.to_dict(),
             "weights_sha256": self.weights_sha256(),
         }
+
+
+def _positions(theirs: Any, told: int | None) -> int | None:
+    """How many tokens fit; RoBERTa's table of positions holds more rows, which come before and at its padding token's."""
+    for name, module in theirs.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return told
 
 
 def _numbers(output: Any, kind: str) -> Tensor:

@@ -15,6 +15,8 @@ from probes.census import head_census
 from probes.heads import head_scores
 from probes.sinks import find_sinks
 from tests.models.pretrained.reference import CASES, batch, largest, write
+from tests.models.pretrained.test_encoders import CASES as ENCODERS
+from tests.models.pretrained.test_encoders import padded
 from workbench import Ablate, BlockEdge, EditPattern, HookError, Patch
 
 WRAPPED = ["gpt2", "llama", "mistral", "gpt_neox", "phi", "opt", "gemma2", "qwen3"]
@@ -157,7 +159,20 @@ def test_a_patch_from_one_to_the_other(gpt2: tuple[TransformersSubject, Decoder]
         clean, cache = ours.run_with_cache(tokens)
         patched = subject.run_with_hooks(other, hooks=[Patch("blocks.2.hook_resid_post", value=cache["resid_post", 2])])
     assert largest(patched - clean) < 1e-10
-    assert largest(subject(tokens, stop_at_layer=3) - ours(tokens, stop_at_layer=3)) < 1e-10
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, -1])
+def test_a_run_stops_between_layers(both: tuple[str, TransformersSubject, Decoder], stop: int) -> None:
+    """With the stream that enters the layer; what comes later is neither run nor counted."""
+    name, subject, ours = both
+    tokens, mask, _ = batch("left")
+    seen: list[int] = []
+    hooks = [(f"blocks.{layer}.attn.hook_z", lambda z, hook: seen.append(hook.layer_index)) for layer in range(3)]
+    with torch.no_grad(), subject.hooks(hooks, strict=False):
+        stream = subject(tokens, mask=mask, stop_at_layer=stop)
+        expected = ours(tokens, mask=mask, stop_at_layer=stop)
+    assert largest((stream - expected)[mask]) < (1e-10 if name in ("gpt2", "opt") else UPCAST)
+    assert seen == list(range(stop % 3 if stop < 0 else stop))
 
 
 def tiny(name: str) -> Any:
@@ -180,6 +195,27 @@ def tiny(name: str) -> Any:
             transformers.XLNetConfig(d_model=24, n_layer=2, n_head=4, d_inner=40, vocab_size=60)
         )
     raise KeyError(name)
+
+
+@pytest.mark.parametrize("name", ["bert-masked", "roberta-masked", "distilbert", "bert-classes"])
+def test_encoders_are_subjects(name: str, tmp_path: Path) -> None:
+    """With and without a head, against our own modules; they say what they do not do."""
+    theirs = write(ENCODERS[name], tmp_path)
+    subject, ours = hooked(theirs), models.load(tmp_path, dtype=torch.float64)
+    tokens, mask = padded(theirs.config.pad_token_id)
+    with torch.no_grad():
+        assert (
+            largest((subject(tokens, mask=mask, stop_at_layer=3) - ours(tokens, mask=mask, stop_at_layer=3))[mask])
+            < 1e-6
+        )
+        if name != "bert-classes":  # whose head we leave out
+            assert largest((subject(tokens, mask=mask) - ours(tokens, mask=mask))[mask]) < 1e-6
+    assert subject.predicts_masked_tokens == ours.predicts_masked_tokens and not subject.predicts_next_token
+    assert subject.n_ctx == ours.n_ctx
+    with pytest.raises(ValueError, match="predicts no next token"):
+        subject(tokens, return_type="loss")
+    with pytest.raises(ValueError, match="cannot generate"):
+        subject.generate(tokens)
 
 
 def test_an_encoder_reads_both_ways() -> None:
@@ -215,8 +251,10 @@ def test_refusals_say_why(gpt2: tuple[TransformersSubject, Decoder], tmp_path: P
         hooked(write(CASES["qwen3_next"], tmp_path))
     with pytest.raises(NotASubject, match="is no transformers model"):
         hooked(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="stop_at_layer needs the inside"):
-        subject(torch.arange(5)[None], stop_at_layer=1)
+    with pytest.raises(ValueError, match="start_at_layer needs the inside"):
+        subject(torch.arange(5)[None], start_at_layer=1)
+    with pytest.raises(ValueError, match=r"no range within layers 0\.\.3"):
+        subject(torch.arange(5)[None], stop_at_layer=4)
     with pytest.raises(ValueError, match=r"Token ids must lie in 0\.\."):
         subject(torch.full((1, 4), 10**6))
     with pytest.raises(HookError, match=r"hook_zz.*hook_z"):
