@@ -14,11 +14,11 @@ Heads are taken at hook points of role `z`; neurons at `mlp_post`, or at `neuron
 head h.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from threading import Event
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.intervals import Interval, mean_interval
-from probes.progress import MeasurementCancelled
+from probes.progress import Report, T, watched
 from workbench.instrument.errors import UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import main_point
@@ -147,68 +147,53 @@ def units_of(model: Any, kind: str, layers: int | Sequence[int] | None = None) -
     return found
 
 
+class AblationOptions(TypedDict, total=False):
+    """What `ablation_effects` and `ablate_set` share.
+
+    method: what takes a unit's place (`"zero"`, the `"mean"` of the reference texts at that position, or a `"resample"`d one of them).
+    reference: texts of the same length that means and samples come from (None: the texts themselves). metric: what to compare, one number
+    per sequence (None: the loss). mask: True at real tokens (`"zero"` only: padded texts have no common positions to average at).
+    batch_size: texts read at once. seed: of samples and controls. hooks: on all runs. progress, cancel: as everywhere.
+    """
+
+    method: str
+    reference: Any
+    metric: Metric | None
+    mask: Tensor | None
+    batch_size: int
+    seed: int
+    hooks: Sequence[Any]
+    progress: Report | None
+    cancel: Event | None
+
+
 def ablation_effects(
-    model: Any,
-    tokens: Any,
-    kind: str = "head",
-    units: Sequence[Unit] | None = None,
-    *,
-    method: str = "zero",
-    reference: Any = None,
-    metric: Metric | None = None,
-    mask: Tensor | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
-    hooks: Sequence[Any] = (),
-    progress: Callable[[float, str], None] | None = None,
-    cancel: Event | None = None,
+    model: Any, tokens: Any, kind: str = "head", units: Sequence[Unit] | None = None, **options: Unpack[AblationOptions]
 ) -> AblationEffects:
     """Δ of every unit of a kind (or some), one at a time.
 
     Args:
-        tokens: [sequence, pos], or text. reference: texts of the same length that means and samples come from (None: `tokens`).
-        metric: what to compare, one number per sequence (None: the loss). mask: True at real tokens (`"zero"` only: padded texts have
-            no common positions to average at). seed: of the samples.
+        tokens: [sequence, pos], or text. options: see `AblationOptions`; the method is `"zero"` unless told otherwise.
 
     Raises:
-        ValueError: an unknown kind or method, a reference of another length, a mask with another method than zero.
-        MeasurementCancelled: `cancel` was set.
+        ValueError: an unknown kind or method, a reference of another length, a mask with another method than zero. TypeError: an unknown
+        option. MeasurementCancelled: `cancel` was set.
     """
-    job = _Job(model, tokens, kind, method, reference, metric, mask, batch_size, seed, hooks)
+    job = _Job(model, tokens, kind, options)
     chosen = units_of(model, kind) if units is None else [job.checked(unit) for unit in units]
     clean = job.measure(())
-    rows = []
-    for number, unit in enumerate(chosen):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled between ablations; nothing was kept.")
-        if progress is not None:
-            progress(number / len(chosen), f"{kind} {unit[0]}.{unit[1]}")
-        rows.append(job.measure((unit,)))
-    return AblationEffects(kind, method, tuple(chosen), clean, np.stack(rows), job.weights)
+    rows = [job.measure((unit,)) for unit in job.watched(chosen, f"without each {kind}")]
+    return AblationEffects(kind, job.method, tuple(chosen), clean, np.stack(rows), job.weights)
 
 
 def ablate_set(
-    model: Any,
-    tokens: Any,
-    kind: str,
-    units: Sequence[Unit],
-    *,
-    controls: int = 20,
-    method: str = "zero",
-    reference: Any = None,
-    metric: Metric | None = None,
-    mask: Tensor | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
-    hooks: Sequence[Any] = (),
-    progress: Callable[[float, str], None] | None = None,
-    cancel: Event | None = None,
+    model: Any, tokens: Any, kind: str, units: Sequence[Unit], *, controls: int = 20, **options: Unpack[AblationOptions]
 ) -> SetAblation:
     """Δ without all of a set, beside Δ without random sets of as many units of the same layers, none of them in the set.
 
     Arguments as for `ablation_effects`. Raises ValueError where a layer has too few other units to draw a control from.
     """
-    job = _Job(model, tokens, kind, method, reference, metric, mask, batch_size, seed, hooks)
+    job = _Job(model, tokens, kind, options)
     chosen = tuple(dict.fromkeys(job.checked(unit) for unit in units))
     if not chosen:
         raise ValueError(f"The set of {kind}s is empty. Expected at least one (layer, number).")
@@ -221,33 +206,34 @@ def ablate_set(
                 f"Layer {layer} has {len(others[layer])} {kind}s outside the set, too few for a control of {taken}. "
                 "Expected a smaller set, or controls=0."
             )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(job.seed)
     clean, without, drawn = job.measure(()), job.measure(chosen), []
-    for number in range(controls):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled between controls; nothing was kept.")
-        if progress is not None:
-            progress(number / controls, f"random set {number + 1} of {controls}")
+    for _ in job.watched(range(controls), "random sets"):
         control: list[Unit] = []
         for layer, pool in others.items():
             count = sum(unit[0] == layer for unit in chosen)
             control += [pool[i] for i in rng.choice(len(pool), count, replace=False)]
         drawn.append(np.average(job.measure(control) - clean, weights=job.weights))
     difference = without - clean
-    interval = mean_interval(difference, weights=job.weights, seed=seed)
+    interval = mean_interval(difference, weights=job.weights, seed=job.seed)
     return SetAblation(
-        kind, method, chosen, float(np.average(difference, weights=job.weights)), interval, np.asarray(drawn)
+        kind, job.method, chosen, float(np.average(difference, weights=job.weights)), interval, np.asarray(drawn)
     )
 
 
 class _Job:
     """Runs the model without some units, sequence by sequence; what replaces them is read once for each layer."""
 
-    def __init__(
-        self, model: Any, tokens: Any, kind: str, method: str, reference: Any, metric: Metric | None, mask: Tensor | None,
-        batch_size: int, seed: int, hooks: Sequence[Any],
-    ) -> None:  # fmt: skip
+    def __init__(self, model: Any, tokens: Any, kind: str, options: AblationOptions) -> None:
         _check_kind(kind)
+        known = AblationOptions.__annotations__
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"Unknown option {name!r}.{suggestion(name, known)} Expected one of {', '.join(known)}."
+                )
+        method, reference, mask = options.get("method", "zero"), options.get("reference"), options.get("mask")
+        metric, seed = options.get("metric"), options.get("seed", 0)
         if method not in METHODS:
             raise ValueError(
                 f"Unknown method {method!r}.{suggestion(method, METHODS)} Expected one of {', '.join(METHODS)}."
@@ -255,7 +241,8 @@ class _Job:
         self.model, self.kind, self.method, self.metric = model, kind, method, metric
         self.tokens: Tensor = model.to_tokens(tokens)
         self.reference: Tensor = self.tokens if reference is None else model.to_tokens(reference)
-        self.mask, self.batch_size, self.hooks = mask, batch_size, list(hooks)
+        self.mask, self.batch_size, self.hooks = mask, options.get("batch_size", 16), list(options.get("hooks", ()))
+        self.seed, self.progress, self.cancel = seed, options.get("progress"), options.get("cancel")
         if method != "zero" and mask is not None:
             raise ValueError(
                 f"method={method!r} compares positions across texts, which padding shifts. Expected method='zero', or texts of one length."
@@ -278,6 +265,10 @@ class _Job:
             self.samples = (np.arange(len(self.tokens)) + shift) % len(self.tokens)
         self.stored: dict[str, Tensor] = {}
         self.sizes: dict[int, dict[str, int]] = {}
+
+    def watched(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items one by one, with progress and cancelling."""
+        return watched(items, what, self.progress, self.cancel)
 
     def checked(self, unit: Unit) -> Unit:
         layer, number = unit

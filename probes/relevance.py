@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.progress import MeasurementCancelled
+from probes.progress import Progress
 from workbench.instrument.errors import RefusedByPattern, UnknownHookPoint, suggestion
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.interventions import Patch
@@ -238,10 +238,7 @@ def integrated_gradients(
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(x)
     for number, (node, weight) in enumerate(zip((nodes + 1) / 2, weights / 2, strict=True)):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled on the way from the baseline; nothing was kept.")
-        if progress is not None:
-            progress(number / steps, f"step {number + 1} of {steps}")
+        Progress(progress, cancel)(number / steps, f"step {number + 1} of {steps}")
         total += weight * _at_embedding(model, tokens, metric, mask, start + float(node) * (x - start))[2]
     at_start, *_ = _at_embedding(model, tokens, metric, mask, start)
     return Relevance(real_scores(((x - start) * total).sum(-1), mask), "integrated_gradients", output, at_start)
@@ -414,9 +411,6 @@ def perturbation_curve(
     generator = torch.Generator().manual_seed(seed)
     others = []
     for number in range(controls):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled between random orders; nothing was kept.")
-        if progress is not None:
-            progress(number / controls, f"random order {number + 1} of {controls}")
+        Progress(progress, cancel)(number / controls, f"random order {number + 1} of {controls}")
         others.append(curve(torch.rand(tokens.shape, generator=generator).to(scores.device)))
     return PerturbationCurve(order, shares, own, np.asarray(others).reshape(len(others), len(shares)))

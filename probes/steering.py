@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.progress import MeasurementCancelled
+from probes.progress import Progress
 from workbench.instrument.interventions import Steer
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # logits [batch, pos, vocab], tokens [batch, pos] -> [batch]
@@ -185,10 +185,7 @@ def steering_curve(
 
     found, others = measure(direction.vector), []
     for number, vector in enumerate(direction.random(controls, seed, like)):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled between random directions; nothing was kept.")
-        if progress is not None:
-            progress(number / controls, f"random direction {number + 1} of {controls}")
+        Progress(progress, cancel)(number / controls, f"random direction {number + 1} of {controls}")
         others.append(measure(vector).mean(1))
     return SteeringCurve(
         tuple(float(c) for c in coefficients), found, np.asarray(others).reshape(len(others), len(coefficients))

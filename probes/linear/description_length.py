@@ -17,7 +17,7 @@ import numpy as np
 
 from probes.linear.classifier import fit_probe
 from probes.linear.examples import Examples
-from probes.progress import MeasurementCancelled
+from probes.progress import Progress
 
 SHARES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)  # of the paper
 
@@ -93,10 +93,7 @@ def online_code(
     ends = sorted({max(several, round(share * n)) for share in shares})
     bits = [ends[0] * np.log2(n_classes)]
     for number, (start, stop) in enumerate(pairwise(ends)):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled between blocks of the online code; nothing was kept.")
-        if progress is not None:
-            progress((number + 1) / len(ends), f"{start} of {n} examples")
+        Progress(progress, cancel)((number + 1) / len(ends), f"{start} of {n} examples")
         estimator = fit_probe(examples[:start], probe)
         bits.append(_cost(estimator, examples[start:stop], start, n_classes))
     return OnlineCode(tuple(ends), tuple(float(b) for b in bits), n * float(np.log2(n_classes)))

@@ -18,7 +18,7 @@ from probes.census import random_twin
 from probes.linear.classifier import ProbeResult, probe
 from probes.linear.examples import Examples
 from probes.linear.words import word_activations
-from probes.progress import MeasurementCancelled
+from probes.progress import Progress
 from workbench.instrument.errors import UnknownHookPoint
 from workbench.instrument.selection import Select
 from workbench.lab.stimuli import Sentence
@@ -105,10 +105,7 @@ def probe_layers(
         words = word_activations(subject, sentences, sites, pooling=pooling, cancel=cancel)
         done += 1
         for site in sites:
-            if cancel is not None and cancel.is_set():
-                raise MeasurementCancelled("Cancelled between sites; nothing was kept.")
-            if progress is not None:
-                progress(done / steps, f"{name}: {site}")
+            Progress(progress, cancel)(done / steps, f"{name}: {site}")
             examples = Examples(
                 words[site], np.asarray(words.facts(fact)), np.asarray(words.documents), np.asarray(words.types)
             )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.progress import MeasurementCancelled
+from probes.progress import Progress
 from probes.word_attention import encoded_apart
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
@@ -100,10 +100,7 @@ def word_activations(
     by_length = sorted(range(len(sentences)), key=lambda number: len(sentences[number].text))
     found: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
     for start in range(0, len(by_length), batch_size):
-        if cancel is not None and cancel.is_set():
-            raise MeasurementCancelled("Cancelled while reading sentences; nothing was kept.")
-        if progress is not None:
-            progress(start / len(by_length), f"{start} of {len(by_length)} sentences")
+        Progress(progress, cancel)(start / len(by_length), f"{start} of {len(by_length)} sentences")
         some = by_length[start : start + batch_size]
         spans = [_token_spans(model, sentences[number]) for number in some]
         tokens, mask = model.pad([sentences[number].text for number in some], side="right")
