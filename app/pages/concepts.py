@@ -35,7 +35,6 @@ from app.panels.concepts import PANELS
 from app.panels.results import measured
 from app.services import Scene, Services
 from app.view_state import ViewState
-from workbench.lab.jobs import Job
 
 CANDIDATES, RIVALS, SHUFFLES, TRANSFER, CAUSAL, TRACES = PANELS
 FIELDS = (
@@ -171,10 +170,7 @@ def _grid(scene: Scene) -> Component:
 
 
 def register(app: Dash, services: Services) -> None:
-    def start(view: ViewState, **values: Any) -> Job:
-        return start_finding(services, **values)
-
-    register_form(app, "concept", FIELDS, start)
+    register_form(app, "concept", FIELDS, lambda view, **values: start_finding(services, **values))
 
     @app.callback(
         Output("concept-own", "style"), Output("concept-sentences", "disabled"), Input("concept-concept", "value")

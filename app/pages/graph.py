@@ -31,7 +31,6 @@ from app.panels.results import measured
 from app.services import Scene, Services
 from app.theme import theme_called
 from app.view_state import ViewState
-from workbench.lab.jobs import Job
 from workbench.lab.runs import Run
 
 EDGES, MODULARITY, DEGREES, HUBS = PANELS
@@ -143,10 +142,7 @@ def neuron_words(found: Run, node: int) -> list[Any]:
 
 
 def register(app: Dash, services: Services) -> None:
-    def start(view: ViewState, **values: Any) -> Job:
-        return start_graph(services, **values)
-
-    register_form(app, "graph", FIELDS, start)
+    register_form(app, "graph", FIELDS, lambda view, **values: start_graph(services, **values))
 
     @app.callback(
         Output("graph-edges", "disabled"), Output("graph-noise_quantile", "disabled"), Input("graph-threshold", "value")

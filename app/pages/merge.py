@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 from dash import Dash, html
 from dash.development.base_component import Component
@@ -16,8 +15,6 @@ from app.page import Page
 from app.panels.merging import IDENTITY, PANELS
 from app.panels.results import measured
 from app.services import Scene, Services
-from app.view_state import ViewState
-from workbench.lab.jobs import Job
 from workbench.lab.runs import Run
 
 LOSSES, HERITAGE = PANELS
@@ -77,10 +74,7 @@ def badge(found: Run) -> Component:
 
 
 def register(app: Dash, services: Services) -> None:
-    def start(view: ViewState, **values: Any) -> Job:
-        return start_merging(services, **values)
-
-    register_form(app, "merge", ("first", "second", "text"), start)
+    register_form(app, "merge", ("first", "second", "text"), lambda view, **values: start_merging(services, **values))
 
 
 PAGE = Page(

@@ -17,8 +17,6 @@ from app.pages.synapses import depth_of, no_synapses, symbol_input
 from app.panels.reads import PANELS
 from app.panels.results import measured
 from app.services import Scene, Services
-from app.view_state import ViewState
-from workbench.lab.jobs import Job
 
 MAP, STRIP, TOP, PAIRS = PANELS
 SAID_PAIRS = 4
@@ -75,10 +73,9 @@ def neuron_words(scene: Scene) -> Any:
 
 
 def register(app: Dash, services: Services) -> None:
-    def start(view: ViewState, **values: Any) -> Job:
-        return start_reads(services, services.scene(view), **values)
-
-    register_form(app, "reads", ("symbol",), start)
+    register_form(
+        app, "reads", ("symbol",), lambda view, **values: start_reads(services, services.scene(view), **values)
+    )
 
     @app.callback(Output("read-says", "children"), slice_input("content", "read-says"))
     def show_says(data: dict[str, Any] | None) -> Any:

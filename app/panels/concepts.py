@@ -176,13 +176,8 @@ class ConceptTransferMap(ConceptPanel):
 
     def transfer(self, scene: Scene) -> dict[str, Any]:
         """The stored record."""
-        results = self.results(scene)
-        if results["transfer"] is None:
-            raise NothingToShow(
-                "No transfer",
-                f"{results['no_transfer']} Groups are written “group | sentence”, four of each set in each.",
-            )
-        return results["transfer"]
+        why = f"{self.results(scene)['no_transfer']} Groups are written “group | sentence”, four of each set in each."
+        return self.recorded(scene, "transfer", "No transfer", why)
 
     def values(self, scene: Scene) -> np.ndarray:
         return np.array(list(self.transfer(scene)["aucs"].values()), float)
@@ -218,10 +213,7 @@ class ConceptCausal(ConceptPanel):
 
     def causal(self, scene: Scene) -> dict[str, Any]:
         """The stored record."""
-        results = self.results(scene)
-        if results["causal"] is None:
-            raise NothingToShow("No causal check", results["no_causal"])
-        return results["causal"]
+        return self.recorded(scene, "causal", "No causal check", self.results(scene)["no_causal"])
 
     def values(self, scene: Scene) -> np.ndarray:
         found = self.causal(scene)

@@ -44,6 +44,13 @@ class OfResult(Panel):
         """What was asked for."""
         return self.result(scene).manifest.get("settings") or {}
 
+    def recorded(self, scene: Scene, name: str, title: str, reason: str) -> Any:
+        """A part of `results` that may be missing; then NothingToShow with this title and reason."""
+        found = self.results(scene).get(name)
+        if found is None:
+            raise NothingToShow(title, reason)
+        return found
+
     def array(self, scene: Scene, name: str) -> np.ndarray:
         """An array of the measurement."""
         return self.result(scene).array(name)
