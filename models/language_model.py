@@ -291,6 +291,10 @@ class LanguageModel(Decoder):
         for layer, mixer in enumerate(self.mixers):
             if hasattr(mixer, "placed"):
                 mixer.placed(layer, self.mixers[:layer])
+        channel_mixers = [block.mlp for block in self.blocks if block.has_mlp]
+        for number, mlp in enumerate(channel_mixers):
+            if hasattr(mlp, "placed"):
+                mlp.placed(number, channel_mixers[:number])
         self.ln_final = None if config.norm_placement == "after" else Norm(config.norm, config.d_model, config.norm_eps)
         self.unembed = Unembed(
             config.d_model,

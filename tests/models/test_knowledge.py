@@ -1,16 +1,17 @@
 """Feed-forward layers as attention, generalised cross-attention, and randomised positions."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import models
 from models.attention.site import AttentionConfig
+from models.diagram import model_blocks
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig
-from models.parts.knowledge import KnowledgeBase, feed_forward_attention
+from models.parts.knowledge import KnowledgeBase, KnowledgeConfig, feed_forward_attention
 from models.parts.positions import randomised_positions
 
 EXACT = 1e-10
@@ -39,22 +40,62 @@ def test_a_feed_forward_layer_is_attention_over_its_neurons(mlp: MLPConfig) -> N
 def test_generalised_cross_attention() -> None:
     """Its equation by loops; with entries = one-hot rows it is any feed-forward layer with the same weights."""
     torch.manual_seed(0)
-    layer = KnowledgeBase(nn.Parameter(torch.randn(7, 5).double()), 6, 4).double()
+    layer = KnowledgeBase(KnowledgeConfig(7, 5, 4), 6).double()
+    layer.initialise_own()
     x = torch.randn(2, 3, 6).double()
-    out, entries = layer(x), layer.entries[0]
-    expected = layer.bias.clone()
+    out, entries = layer(x), layer.entries
+    expected = layer.outward.bias.clone()
     for entry in range(7):
         score = float(layer.query(x[1, 2]) @ layer.key(entries[entry])) / 2 + float(layer.threshold(entries[entry]))
-        expected = expected + max(score, 0) * layer.value(entries[entry])
+        expected = expected + max(score, 0) * (layer.outward.weight @ entries[entry])
     assert largest(out[1, 2] - expected) < EXACT
-    layer = KnowledgeBase(nn.Parameter(torch.eye(7).double()), 6, 6).double()
+    layer = KnowledgeBase(KnowledgeConfig(7, 7, 6), 6).double()
     with torch.no_grad():
         layer.query.weight.copy_(torch.eye(6))
+        layer.entries.copy_(torch.eye(7))
     mlp = (
         x @ layer.key.weight / math.sqrt(6) + layer.threshold.weight[0] + layer.threshold.bias
-    ).relu() @ layer.value.weight.T
-    assert largest(layer(x) - mlp - layer.bias) < EXACT
-    assert [name for name, _ in layer.named_parameters() if "entries" in name] == []
+    ).relu() @ layer.outward.weight.T
+    assert largest(layer(x) - mlp - layer.outward.bias) < EXACT
+
+
+def knowing(config: KnowledgeConfig | tuple[KnowledgeConfig, ...]) -> LanguageModel:
+    return LanguageModel(
+        LanguageModelConfig(3, 24, mixer=AttentionConfig(4, position="rope"), mlp=config, init_std=0.5)
+    )
+
+
+def test_entries_are_shared_between_layers_and_trained_by_all() -> None:
+    shared, own = knowing(KnowledgeConfig(9, 5, 4)), knowing(KnowledgeConfig(9, 5, 4, shared=False))
+    assert [name for name, _ in shared.named_parameters() if "entries" in name] == ["blocks.0.mlp.own_entries"]
+    assert shared.blocks[2].mlp.entries is shared.blocks[0].mlp.entries
+    assert own.n_parameters() - shared.n_parameters() == 2 * 9 * 5
+    shared(torch.arange(8)[None], return_type="loss").backward()
+    cut = shared.run_with_hooks(
+        torch.arange(8)[None], hooks=[("blocks.2.hook_mlp_out", lambda x, hook: 0 * x)], return_type="loss"
+    )
+    gradient = shared.blocks[0].mlp.own_entries.grad.clone()
+    shared.zero_grad()
+    cut.backward()
+    assert largest(gradient - shared.blocks[0].mlp.own_entries.grad) > 1e-8  # the last layer's share
+    mixed = knowing((KnowledgeConfig(9, 5, 4), KnowledgeConfig(8, 5, 4)))
+    assert mixed.blocks[2].mlp.entries is mixed.blocks[0].mlp.entries is not mixed.blocks[1].mlp.entries
+
+
+def test_a_knowledge_base_is_saved_cached_and_drawn(tmp_path: Path) -> None:
+    model = models.build("gpt", mlp=KnowledgeConfig(9, 5, 4))
+    again = models.load(models.save(model, tmp_path / "kept"))
+    tokens = torch.arange(8)[None]
+    assert torch.equal(model(tokens), again(tokens)) and again.config == model.config
+    _, cache = model.run_with_cache(tokens, role="mlp_post")
+    assert cache["blocks.1.mlp.hook_post"].shape == (1, 8, 9) and float(cache["blocks.1.mlp.hook_post"].min()) == 0
+    assert ("Knowledge base", "9 shared entries") in {
+        (block["label"], block["detail"]) for block in model_blocks(model)
+    }
+    with pytest.raises(ValueError, match="KnowledgeBase; expected an MLP"):
+        feed_forward_attention(model, tokens, 1)
+    with pytest.raises(ValueError, match="size below 1"):
+        KnowledgeConfig(0, 5, 4)
 
 
 def test_randomised_positions() -> None:
