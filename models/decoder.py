@@ -1,11 +1,12 @@
 """`Decoder`: what every left-to-right language model here does — embed → blocks → unembed — with state, padding, loss and generation.
 
 An architecture supplies `embed`, `blocks` (modules called as `block(x, context, carried) -> (x, carried)`) and `unembed`; everything else
-(hooks, caches, start/stop layers, stateful steps, batches with padding, generation) comes from here and is therefore the same everywhere.
+(hooks, caches, start/stop layers, stateful steps, batches with padding) comes from here and is therefore the same everywhere. Texts become
+tokens in `models.text_input`; `models.generation` goes on from them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from models.configs import config_to_json
 from models.context import Context
+from models.generation import Generation
+from models.text_input import TextInput
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import ACTIVE
-from workbench.instrument.hooked_model import HookedModel, HookList
+from workbench.instrument.hooked_model import HookedModel
 from workbench.instrument.states import ModelState
 from workbench.lab.tokenizers import ByteTokenizer
 
 RETURN_TYPES = ("logits", "loss", "both")
 
 
-class Decoder(HookedModel):
+class Decoder(TextInput, Generation, HookedModel):
     """Base of the decoder-only models. Subclasses set `vocab_size`, `n_ctx` (None: unlimited), `blocks`, `loops`, `tokenizer`, `name`."""
 
     blocks: Any  # nn.ModuleList; torch's type does not say what the blocks are
@@ -257,138 +260,7 @@ class Decoder(HookedModel):
             )
         return first, last
 
-    # ---------------------------------------------------------------- generation
-
-    @torch.no_grad()
-    def generate(
-        self,
-        tokens: Any,
-        max_new_tokens: int = 32,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        mask: Tensor | None = None,
-        use_state: bool = True,
-        hooks: HookList = (),
-        strict: bool = True,
-    ) -> Tensor:
-        """Continue a batch of prompts; hooks fire at every step and positions are absolute.
-
-        Args:
-            tokens: prompts, [batch, pos] or text. mask: True at real tokens (padding on either side).
-            temperature: 0 takes the most likely token; otherwise sample, among the `top_k` most likely if given, with `seed`.
-            use_state: carry the cache or state from step to step; False re-reads the whole sequence every time (slow, same tokens).
-            hooks: as in `model.hooks`.
-
-        Returns:
-            Prompts with the new tokens appended, [batch, pos + max_new_tokens].
-
-        Raises:
-            ValueError: a negative temperature or number of tokens, top_k below 1, and as for a call.
-        """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more.")
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; expected 0 (most likely token) or more.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all tokens.")
-        tokens = self.to_tokens(tokens)
-        generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
-        state: ModelState | None = None
-        fresh, fresh_mask, whole_mask = tokens, mask, mask
-        with self.hooks(hooks, strict=strict):
-            for _ in range(max_new_tokens):
-                if use_state:
-                    logits, state = self(fresh, mask=fresh_mask, state=state, return_state=True)
-                else:
-                    logits = self(tokens, mask=whole_mask)
-                last = self._last_logits(logits, fresh_mask if use_state else whole_mask)
-                fresh = _pick(last, temperature, top_k, generator)
-                tokens = torch.cat([tokens, fresh], dim=1)
-                fresh_mask = None
-                if whole_mask is not None:
-                    whole_mask = torch.cat([whole_mask, torch.ones_like(whole_mask[:, :1])], dim=1)
-        return tokens
-
-    @staticmethod
-    def _last_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits at the last real token of each sequence, [batch, vocab]."""
-        if mask is None:
-            return logits[:, -1]
-        steps = torch.arange(logits.shape[1], device=logits.device)
-        last = (mask.to(logits.device) * steps).argmax(1)
-        return logits[torch.arange(logits.shape[0], device=logits.device), last]
-
-    # ------------------------------------------------------------------- text
-
-    def to_tokens(self, tokens: Any, prepend_bos: bool | None = None) -> Tensor:
-        """[batch, pos] ids from ids of any integer type, text, or a list of texts of equal token length (use `pad` for unequal ones).
-
-        `prepend_bos` is TransformerLens's; the tokenizers here have no token to prepend, so True is an error.
-        """
-        if prepend_bos:
-            raise ValueError(
-                "There is no token to prepend: bytes have no beginning-of-sequence token. Expected prepend_bos=False."
-            )
-        if isinstance(tokens, Tensor):
-            if tokens.dim() == 1:
-                tokens = tokens[None]
-            if tokens.dim() != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-                raise ValueError(f"Expected token ids [batch, pos], got shape {tuple(tokens.shape)} of {tokens.dtype}.")
-            return tokens.long()  # torch would take bytes (uint8) for a mask
-        texts = [tokens] if isinstance(tokens, str) else list(tokens)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"Expected token ids, a text or a list of texts; got {type(tokens).__name__}.")
-        ids = [self._tokenizer().encode(text) for text in texts]
-        if len({len(i) for i in ids}) > 1:
-            raise ValueError(
-                "The texts have different numbers of tokens. Use tokens, mask = model.pad(texts) and pass mask=mask."
-            )
-        return torch.tensor(ids, device=self.device)
-
-    def pad(self, texts: Sequence[str], side: str = "left") -> tuple[Tensor, Tensor]:
-        """Tokens [batch, pos] and mask [batch, pos] of texts of unequal length; padding tokens have id 0."""
-        if side not in ("left", "right"):
-            raise ValueError(f"Unknown side {side!r}. Expected 'left' or 'right'.")
-        if isinstance(texts, str) or not len(texts):
-            raise ValueError(
-                f"pad expects a list of texts, got {type(texts).__name__}."
-                if len(texts)
-                else "pad got no texts. Expected at least one."
-            )
-        ids = [self._tokenizer().encode(text) for text in texts]
-        for number, row in enumerate(ids):
-            if not row:
-                raise ValueError(f"pad: text {number} is empty. Expected at least one token.")
-        length = max(len(i) for i in ids)
-        rows, masks = [], []
-        for row in ids:
-            fill = [0] * (length - len(row))
-            rows.append(fill + row if side == "left" else row + fill)
-            masks.append(
-                [False] * len(fill) + [True] * len(row) if side == "left" else [True] * len(row) + [False] * len(fill)
-            )
-        return torch.tensor(rows, device=self.device), torch.tensor(masks, device=self.device)
-
-    def to_string(self, tokens: Tensor) -> str | list[str]:
-        """Text of ids [pos] or [batch, pos]."""
-        if tokens.dim() == 1:
-            return self._tokenizer().decode(tokens.tolist())
-        return [self._tokenizer().decode(row.tolist()) for row in tokens]
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is exactly one token."""
-        tokenizer = self._tokenizer()
-        ids = getattr(tokenizer, "encode_plain", tokenizer.encode)(text)  # without special tokens around it
-        if len(ids) != 1:
-            raise ValueError(f"{text!r} is {len(ids)} tokens, expected exactly one.")
-        return ids[0]
-
-    def _tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise ValueError("This model has no tokenizer: pass token ids [batch, pos].")
-        return self.tokenizer
+    # -------------------------------------------------------------- what it is
 
     @property
     def device(self) -> torch.device:
@@ -498,15 +370,6 @@ def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None, 
     mask = mask.to(device=loss.device, dtype=torch.bool)
     real = (mask[:, 1:] & mask[:, :-1]).to(loss)
     return loss * real if per_token else (loss * real).sum() / real.sum()
-
-
-def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    if top_k is not None:
-        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-        logits = torch.full_like(logits, float("-inf")).scatter(1, best.indices, best.values)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 
 def default_tokenizer(vocab_size: int) -> ByteTokenizer | None:
