@@ -140,13 +140,16 @@ def _keeps_output(trial: Any, change: Callable[[], Any], reason: str) -> None:
 
 
 def reading_norms(model: Any) -> dict[str, Norm]:
-    """The norms with weights that stand between the stream and a sublayer or the unembedding, by name."""
-    if getattr(getattr(model, "config", None), "norm_placement", "before") == "after":
-        return {}  # their output is the stream itself
-    places = {
-        f"blocks.{layer}.{name}": (block, name) for layer, block in enumerate(model.blocks) for name in ("ln1", "ln2")
-    }
-    places["ln_final"] = (model, "ln_final")
+    """The norms with weights that stand between the stream, or a head that predicts masked tokens, and linear maps, by name."""
+    places = {"ln_final": (model, "ln_final"), "mlm_head.ln": (getattr(model, "mlm_head", None), "ln")}
+    if (
+        getattr(getattr(model, "config", None), "norm_placement", "before") != "after"
+    ):  # else their output is the stream itself
+        places |= {
+            f"blocks.{layer}.{name}": (block, name)
+            for layer, block in enumerate(model.blocks)
+            for name in ("ln1", "ln2")
+        }
     norms = {place: getattr(owner, name, None) for place, (owner, name) in places.items()}
     return {place: norm for place, norm in norms.items() if isinstance(norm, Norm) and norm.w is not None}
 
