@@ -67,6 +67,30 @@
   document.addEventListener("wb:hover", markAll);
   document.addEventListener("wb:view", markAll);
 
+  // ---- labels --------------------------------------------------------------------------------------------------------
+
+  const BETWEEN = 3; // pixels between two labels under an axis, at least
+
+  // Where labels under an axis would lie on each other, as words do in a narrow figure, only every second, third, … is shown.
+  function thinLabels(gd) {
+    const axes = {};
+    gd.querySelectorAll("g[class^='xaxislayer'] text").forEach((label) => {
+      const level = /rotate\((?!0[,)])/.test(label.getAttribute("transform") || "") ? null : label.parentNode.getAttribute("class");
+      if (level) (axes[level] = axes[level] || []).push(label);
+    });
+    Object.values(axes).forEach((labels) => {
+      const boxes = labels.map((label) => label.getBoundingClientRect());
+      const shown = labels.map((_, index) => index).sort((a, b) => boxes[a].left - boxes[b].left);
+      const meet = (step) => shown.some((at, index) => {
+        const next = shown[index + step];
+        return index % step === 0 && next !== undefined && boxes[at].right + BETWEEN > boxes[next].left;
+      });
+      let step = 1;
+      while (step < labels.length && meet(step)) step += 1;
+      shown.forEach((at, index) => { labels[at].style.visibility = index % step ? "hidden" : ""; });
+    });
+  }
+
   // ---- pointer -------------------------------------------------------------------------------------------------------
 
   function cellUnder(gd, event) {
@@ -174,7 +198,8 @@
       const zoom = metaOf(gd).zoom;
       if (zoom) workbench.change({ [zoom.x]: null, ...(zoom.y ? { [zoom.y]: null } : {}) });
     });
-    gd.on("plotly_afterplot", () => markFigure(gd));
+    gd.on("plotly_afterplot", () => { markFigure(gd); thinLabels(gd); });
+    thinLabels(gd);
     gd.addEventListener("mouseleave", () => { workbench.hover({ query: null, key: null }); hideReadout(); });
     markFigure(gd);
   }

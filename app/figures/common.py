@@ -105,6 +105,13 @@ def ticks(axis: Axis, start: int, stop: int, most: int = 48) -> dict[str, Any]:
     return {"tickvals": [p + 0.5 for p in places], "ticktext": [str(p) for p in places], "tickangle": 0}
 
 
+def left_margin(axis: Axis, start: int, stop: int, most: int = 48) -> int:
+    """Pixels left of a picture for the title and what `ticks` writes there: words are wider than numbers."""
+    words = axis.labels[start:stop] if axis.labels is not None and stop - start <= most else []
+    longest = max((len(visible_text(word)) for word in words), default=0)
+    return max(58, min(34 + 7 * longest, 150))
+
+
 def colour_bar(colours: Colours) -> go.Scatter:
     """A trace without points that carries the colour bar; its labels are true values even on a bent scale."""
     fractions = [-1.0, -0.5, 0.0, 0.5, 1.0] if colours.signed else [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -161,7 +168,7 @@ def picture(
     figure.update_layout(
         template=template(theme.name), xaxis=x_settings, yaxis=y_settings, plot_bgcolor=theme.sunken, meta=links,
         hoveranywhere=True, clickanywhere=True, dragmode="zoom" if "zoom" in links else False,
-        margin={"l": 58, "r": 16, "t": 54, "b": 46, "autoexpand": False},
+        margin={"l": left_margin(y_axis, *rows), "r": 16, "t": 54, "b": 46, "autoexpand": False},
     )  # fmt: skip
     if "zoom" not in links:
         figure.update_xaxes(fixedrange=True)
