@@ -261,10 +261,10 @@ def register(app: Dash, services: Services) -> None:
         State("form-hub", "value"),
         running=[(Output("form-look", "loading"), True, False)],
     )
-    def about(
-        name: str | None, clicks: int | None, dtype: str | None, hub: str | None
-    ) -> tuple[Any, str, str, str, str]:
-        return about_model(services, name, hub, dtype, asked=bool(clicks))
+    def about(name: str | None, clicks: int | None, dtype: str | None, hub: str | None) -> tuple[Any, ...]:
+        found = about_model(services, name, hub, dtype, asked=bool(clicks))
+        parts = [("form-look", found.hub), ("", found.precision), ("", found.tight), ("", found.source)]
+        return found.words, *(own if shown else f"{own} is-hidden".strip() for own, shown in parts)
 
     app.clientside_callback(
         ClientsideFunction("workbench", "text_size"),
