@@ -55,7 +55,7 @@ def head_maps(
     """Small maps, one row per layer (called `rows`) and one column per head, all on one colour scale from 0 to `largest`.
 
     A dot marks heads that stand out, a frame the chosen one. Cells without a head are left empty. `numbered`: whether the cells of a
-    small map carry their numbers.
+    small map carry their numbers and every map its heads'; False on a narrow screen.
     """
     lines = -(-len(maps) // columns)
     note = "<br><span style='font-size:10.5px;color:{}'>{}</span>"
@@ -65,7 +65,7 @@ def head_maps(
         columns,
         subplot_titles=titles,
         horizontal_spacing=min(0.09, 0.3 / columns),
-        vertical_spacing=0.3 / lines if lines > 1 else 0,
+        vertical_spacing=(0.3 if numbered else 0.4) / lines if lines > 1 else 0,
     )
     for index, each in enumerate(maps):
         place = {"row": index // columns + 1, "col": index % columns + 1}
@@ -90,7 +90,10 @@ def head_maps(
                              line={"color": theme.bad, "width": 2.5}, **place)  # fmt: skip
         every_x, every_y = max(1, -(-width // 12)), max(1, -(-height // 12))
         shown = list(range(0, height, every_y))
-        figure.update_xaxes(tickvals=list(range(0, width, every_x)), range=[-0.5, width - 0.5], **place)
+        beneath = index + columns < len(maps)  # on a narrow screen the title of the map beneath needs the room
+        figure.update_xaxes(
+            tickvals=list(range(0, width, every_x)), range=[-0.5, width - 0.5], showticklabels=numbered or not beneath, **place
+        )  # fmt: skip
         figure.update_yaxes(tickvals=shown, ticktext=[rows[row] for row in shown], range=[height - 0.5, -0.5], **place)
     figure.update_xaxes(fixedrange=True, showgrid=False, ticks="")
     figure.update_yaxes(fixedrange=True, showgrid=False, ticks="")
