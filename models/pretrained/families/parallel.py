@@ -3,6 +3,7 @@
 Where one norm serves both, its weights stand in both of ours.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from models.attention.rotary import RopeConfig
@@ -31,6 +32,24 @@ def parallel_model(
     return Conversion("gptj", config)
 
 
+def name_blocks(conversion: Conversion, at: str, norms: tuple[str, str], maps: Mapping[str, str]) -> None:
+    """Norms and linear maps of all blocks, stored below `at.<layer>`. norms: their names of both; maps: ours to theirs."""
+    for layer in range(conversion.config.n_layers):
+        own, theirs = f"blocks.{layer}", f"{at}.{layer}"
+        for ours, name in zip(("ln1", "ln2"), norms, strict=True):
+            conversion.norm(f"{own}.{ours}", f"{theirs}.{name}")
+        for ours, name in maps.items():
+            conversion.linear(f"{own}.{ours}", f"{theirs}.{name}")
+
+
+def split_joined(conversion: Conversion, at: str, name: str, groups: int, shares: tuple[int, int, int]) -> None:
+    """Queries, keys and values of all blocks from one stored map of `groups` times so many heads of each."""
+    config = conversion.config
+    for layer in range(config.n_layers):
+        maps = tuple(f"blocks.{layer}.attn.{part}" for part in QKV)
+        conversion.grouped(maps, f"{at}.{layer}.{name}", groups, shares, config.d_model // config.mixer.n_heads)
+
+
 @register_family("gptj")
 def gptj(fields: Fields) -> Conversion:
     width, layers, heads = fields["n_embd"], fields["n_layer"], fields["n_head"]
@@ -48,14 +67,14 @@ def gptj(fields: Fields) -> Conversion:
     conversion["embed.W_E"] = "transformer.wte.weight"
     conversion["unembed.weight"], conversion["unembed.b_U"] = "lm_head.weight", "lm_head.bias"
     conversion.norm("ln_final", "transformer.ln_f")
-    for layer in range(layers):
-        own, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-        conversion.norm(f"{own}.ln1", f"{theirs}.ln_1")
-        conversion.norm(f"{own}.ln2", f"{theirs}.ln_1")
-        for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "out_proj")):
-            conversion.linear(f"{own}.attn.{part}", f"{theirs}.attn.{name}")
-        conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.fc_in")
-        conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.fc_out")
+    maps = {
+        "attn.query": "attn.q_proj",
+        "attn.key": "attn.k_proj",
+        "attn.value": "attn.v_proj",
+        "attn.output": "attn.out_proj",
+    }
+    maps |= {"mlp.inward": "mlp.fc_in", "mlp.outward": "mlp.fc_out"}
+    name_blocks(conversion, "transformer.h", ("ln_1", "ln_1"), maps)
     return conversion
 
 
@@ -75,15 +94,9 @@ def gpt_neox(fields: Fields) -> Conversion:
     conversion["embed.W_E"] = "gpt_neox.embed_in.weight"
     conversion["unembed.weight"] = "embed_out.weight"
     conversion.norm("ln_final", "gpt_neox.final_layer_norm")
-    for layer in range(layers):
-        own, theirs = f"blocks.{layer}", f"gpt_neox.layers.{layer}"
-        conversion.norm(f"{own}.ln1", f"{theirs}.input_layernorm")
-        conversion.norm(f"{own}.ln2", f"{theirs}.post_attention_layernorm")
-        maps = tuple(f"{own}.attn.{name}" for name in QKV)
-        conversion.grouped(maps, f"{theirs}.attention.query_key_value", heads, (1, 1, 1), width // heads)
-        conversion.linear(f"{own}.attn.output", f"{theirs}.attention.dense")
-        conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.dense_h_to_4h")
-        conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.dense_4h_to_h")
+    maps = {"attn.output": "attention.dense", "mlp.inward": "mlp.dense_h_to_4h", "mlp.outward": "mlp.dense_4h_to_h"}
+    name_blocks(conversion, "gpt_neox.layers", ("input_layernorm", "post_attention_layernorm"), maps)
+    split_joined(conversion, "gpt_neox.layers", "attention.query_key_value", heads, (1, 1, 1))
     return conversion
 
 
@@ -104,14 +117,9 @@ def phi(fields: Fields) -> Conversion:
     conversion["embed.W_E"] = "model.embed_tokens.weight"
     conversion["unembed.weight"], conversion["unembed.b_U"] = "lm_head.weight", "lm_head.bias"
     conversion.norm("ln_final", "model.final_layernorm")
-    for layer in range(layers):
-        own, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        conversion.norm(f"{own}.ln1", f"{theirs}.input_layernorm")
-        conversion.norm(f"{own}.ln2", f"{theirs}.input_layernorm")
-        for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "dense")):
-            conversion.linear(f"{own}.attn.{part}", f"{theirs}.self_attn.{name}")
-        conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.fc1")
-        conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.fc2")
+    maps = {f"attn.{part}": f"self_attn.{part[0]}_proj" for part in QKV}
+    maps |= {"attn.output": "self_attn.dense", "mlp.inward": "mlp.fc1", "mlp.outward": "mlp.fc2"}
+    name_blocks(conversion, "model.layers", ("input_layernorm", "input_layernorm"), maps)
     return conversion
 
 
@@ -140,16 +148,13 @@ def falcon(fields: Fields) -> Conversion:
     conversion["embed.W_E"] = "transformer.word_embeddings.weight"
     conversion["unembed.weight"] = "lm_head.weight"
     conversion.norm("ln_final", "transformer.ln_f")
-    before = ("ln_attn", "ln_mlp") if beside and norms == 2 else ("input_layernorm",) * 2
-    for layer in range(layers):
-        own, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-        conversion.norm(f"{own}.ln1", f"{theirs}.{before[0]}")
-        conversion.norm(f"{own}.ln2", f"{theirs}.{before[1] if beside else 'post_attention_layernorm'}")
-        maps = tuple(f"{own}.attn.{name}" for name in QKV)
-        conversion.grouped(
-            maps, f"{theirs}.self_attention.query_key_value", groups, (heads // groups, 1, 1), width // heads
-        )
-        conversion.linear(f"{own}.attn.output", f"{theirs}.self_attention.dense")
-        conversion.linear(f"{own}.mlp.inward", f"{theirs}.mlp.dense_h_to_4h")
-        conversion.linear(f"{own}.mlp.outward", f"{theirs}.mlp.dense_4h_to_h")
+    before = ("ln_attn", "ln_mlp") if beside and norms == 2 else ("input_layernorm", "input_layernorm")
+    both = before if beside else (before[0], "post_attention_layernorm")
+    maps = {
+        "attn.output": "self_attention.dense",
+        "mlp.inward": "mlp.dense_h_to_4h",
+        "mlp.outward": "mlp.dense_4h_to_h",
+    }
+    name_blocks(conversion, "transformer.h", both, maps)
+    split_joined(conversion, "transformer.h", "self_attention.query_key_value", groups, (heads // groups, 1, 1))
     return conversion
