@@ -18,7 +18,7 @@ from tests.benchmarks import Row
 from tests.benchmarks.bench_memory import in_fresh_process
 
 ENTRIES = 64
-NAMES = ("retnet", "mamba2", "gla", "gated-deltanet", "kda")
+NAMES = ("retnet", "mamba2", "gla", "gated-deltanet", "kda", "bdh")
 
 PEAK = """
 import json

@@ -278,6 +278,32 @@ def test_states_read_traced_and_carried_agree(name: str, tokens: Tensor) -> None
 
 
 @pytest.mark.parametrize("name", LINEAR)
+def test_traced_entries_follow_padding_edits_and_carried_states(name: str, tokens: Tensor) -> None:
+    """However the state came about, an entry traced over all tokens is that entry of the states read there."""
+    model, tokens = lively(name), tokens[:, :9]
+    layer = next(
+        layer for layer in range(model.n_layers) if "state" in state_points(model, layer) or layer == model.n_layers - 1
+    )
+    if "state" not in state_points(model, layer):
+        pytest.skip("every state of this architecture has a name of its own, so it is read, not traced")
+    point = state_points(model, layer)["state"]
+    left, right = torch.ones_like(tokens, dtype=torch.bool), torch.ones_like(tokens, dtype=torch.bool)
+    left[0, :3], right[0, -3:] = False, False
+    edit = [(f"{point.name}[4]", lambda state, hook: 0.5 * state)]
+    for options in ({"mask": left}, {"mask": right}, {"hooks": edit}):
+        states = model.states(tokens, range(9), layers=layer, **options)[layer]
+        entries = [(0,) * (states.dim() - 2), tuple(size - 1 for size in states.shape[2:])]
+        wanted = torch.stack([states[(slice(None), slice(None), *entry)] for entry in entries], -1)
+        traced = model.trace_state(tokens, layer, entries, **options)
+        assert largest(traced - wanted) < EXACT * max(1.0, largest(states)), options
+    states = model.states(tokens, range(9), layers=layer)[layer]
+    _, carried = model(tokens[:, :4], return_state=True)
+    traced = model.trace_state(tokens[:, 4:], layer, entries, state=carried)
+    wanted = torch.stack([states[(slice(None), slice(4, None), *entry)] for entry in entries], -1)
+    assert largest(traced - wanted) < EXACT * max(1.0, largest(states))
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_every_state_hook_point_is_alive(name: str, tokens: Tensor) -> None:
     """Editing the state after every token changes the logits in every layer."""
     model = lively(name)

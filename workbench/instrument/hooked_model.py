@@ -10,7 +10,7 @@ A model is a `HookedModel` if its modules own `HookPoint`s and it calls `name_ho
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from workbench.instrument.html import table
 from workbench.instrument.interventions import EditState, Intervention
 from workbench.instrument.patterns import Pattern
 from workbench.instrument.selection import HookPoints, Select, SelectedPoints, Selection, as_indices
+from workbench.instrument.state_traces import entry_reader, sum_entries, written_points
 from workbench.instrument.states import StateReading, absolute_positions
 
 HookList = Sequence[Any] | Intervention
@@ -422,62 +423,49 @@ class HookedModel(nn.Module):
         return StateReading(wanted, cache.by_role("state"))
 
     def trace_state(self, tokens: Any, layer: int, entries: Sequence[tuple[int, ...]], **kwargs: Any) -> Tensor:
-        """Chosen entries `(head, i, j)` of one layer's state after every token, exactly, in O(tokens x entries) time and memory.
+        """Chosen entries `(head, i, j)` of one layer's state after every token, exactly.
+
+        In O(tokens x entries) time and memory beside the forward pass. Where a hook watches or edits this layer's state, where the call
+        goes on from a state, and for mixers whose state no factors determine, the state is read after every token instead, as the model
+        goes on with it: the same memory, more time.
+
+        Args:
+            tokens: [batch, pos], or text. entries: indices into the axes of the state. Further arguments as for a call, with `hooks`.
 
         Returns:
             [batch, pos, entry].
         """
-        from kernels import delta_rule, gated_linear_attention
-
         self._require_state("trace")
-        form = self.mixers[range(self.n_layers)[layer]].describe()["form"]
-        if form not in ("gated_linear", "delta"):
-            return self._watch_entries(tokens, range(self.n_layers)[layer], entries, **kwargs)
-        factors = self.state_factors(tokens, layer, **kwargs)
-        n_heads, size_k, size_v = factors["key"].shape[1], factors["key"].shape[3], factors["value"].shape[3]
-        for head, i, j in entries:
-            if not (0 <= head < n_heads and 0 <= i < size_k and 0 <= j < size_v):
-                raise HookError(
-                    f"State entry {(head, i, j)} is outside (head, state_k, state_v) = {(n_heads, size_k, size_v)} of layer {layer}."
-                )
-        key, value, decay = factors["key"], factors["value"], factors.get("log_decay")
-        if form == "delta":
-            return delta_rule.trace_entries(key, value, factors["write"], list(entries), log_decay=decay)
-        write = factors.get("write")
-        return gated_linear_attention.trace_entries(key, value, list(entries), log_decay=decay, write=write)
-
-    def _watch_entries(self, tokens: Any, layer: int, entries: Sequence[tuple[int, ...]], **kwargs: Any) -> Tensor:
-        """`trace_state` by reading the state after every token, for states that no factors determine."""
-        point = main_point(self.hook_points.points.values(), "state", layer)
-        if point is None:
+        layer = range(self.n_layers)[layer]
+        points = self.hook_points.points.values()
+        state = main_point(points, "state", layer)
+        if state is None:
             raise UnknownHookPoint(f"Layer {layer} carries no recurrent state to trace.")
-        index = [tuple(entry) for entry in entries]
-        read: list[Tensor] = []
-
-        def keep(state: Tensor, hook: HookPoint) -> None:
-            for entry in index:
-                if len(entry) != state.dim() - 1 or not all(
-                    0 <= i < n for i, n in zip(entry, state.shape[1:], strict=True)
-                ):
-                    raise HookError(
-                        f"State entry {entry} is outside ({', '.join(point.axes[1:])}) = {tuple(state.shape[1:])} of layer {layer}."
-                    )
-            columns = [torch.tensor([entry[axis] for entry in index]) for axis in range(state.dim() - 1)]
-            chosen: tuple[Any, ...] = (slice(None), *columns)
-            read.append(state[chosen])
-
-        last = "" if point.steps == 1 else f"@{point.steps - 1}"
-        self.run_with_hooks(tokens, hooks=[*kwargs.pop("hooks", ()), (f"{point.name}{last}[*]", keep)], **kwargs)
-        return torch.stack(read, dim=1)
+        mixer = self.mixers[layer]
+        pseudo_value = main_point(points, "pseudo_value", layer)
+        written = written_points(mixer.describe()["form"], mixer.factor_points, pseudo_value)
+        with self.hooks(kwargs.pop("hooks", ()), strict=kwargs.pop("strict", True)):
+            watched = any(point.active for point in points if point.role == "state" and point.layer_index == layer)
+            if written and not watched and kwargs.get("state") is None:
+                return sum_entries(
+                    self.factors_at(tokens, layer, written, **kwargs), entries, kwargs.get("mask"), layer
+                )
+            read, hook = entry_reader(state, entries, layer)
+            self.run_with_hooks(tokens, hooks=[hook], **kwargs)
+            return torch.stack(read, dim=1)
 
     def state_factors(self, tokens: Any, layer: int, **kwargs: Any) -> dict[str, Tensor]:
         """The factors of one layer's pattern and state as [batch, head, pos, width] (decays and writes [batch, head, pos] or [head])."""
-        mixer = self.mixers[range(self.n_layers)[layer]]
-        points = mixer.factor_points
+        layer = range(self.n_layers)[layer]
+        return self.factors_at(tokens, layer, self.mixers[layer].factor_points, **kwargs)
+
+    def factors_at(self, tokens: Any, layer: int, points: Mapping[str, HookPoint], **kwargs: Any) -> dict[str, Tensor]:
+        """What a run leaves at these points {factor: point} of a layer, as `state_factors` gives it, and its constant factors."""
+        mixer = self.mixers[layer]
         _, cache = self.run_with_cache(tokens, names=[point.name for point in points.values()], **kwargs)
         factors = {name: heads_first(cache[point.name], point) for name, point in points.items()}
         heads = mixer.describe()["n_heads"]
-        for name in ("query", "key"):  # groups shared by several heads
+        for name in factors.keys() & {"query", "key"}:  # groups shared by several heads
             factors[name] = factors[name].repeat_interleave(heads // factors[name].shape[1], dim=1)
         return {**mixer.constant_factors(), **factors}
 
