@@ -137,7 +137,7 @@ class WorkbenchModels:
 
             return report
 
-        title = str(settings.get("title") or "") or None
+        title = str(settings.get("title") or "") or text[:60]
         model = self._model(name, str(settings.get("dtype") or "float32"), part(0.0, 0.5))
         bound, read = reading(model, str(settings.get("source") or "") or None, text)
         return trace_run(bound, read, self.store, title=title, progress=part(0.5, 1.0)).id

@@ -52,7 +52,7 @@ def command(
         raise Failure(str(error), 'Of an encoder-decoder, and only there: --source "what its encoder reads".') from None
     chosen = None if layers is None else parse_layers(layers, loaded.n_layers)
     with progress_bar(f"tracing {model}") as progress:
-        run = trace_run(loaded, read, store, title=title, progress=progress, layers=chosen)
+        run = trace_run(loaded, read, store, title=title or content[:60], progress=progress, layers=chosen)
     manifest = run.manifest
     record = {
         "id": run.id,

@@ -13,12 +13,12 @@ from app.frames import frame, scene_of_slice, slice_input, view_slice
 from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice, zoom_buttons
 from app.panels.attention import PANELS
 from app.panels.words import pattern_words
-from app.services import Scene, Services
+from app.services import Scene, Services, reads_source
 
 
 def structure(scene: Scene) -> Hashable:
-    """The list of heads depends on the layer."""
-    return scene.layer["n_heads"] if scene.layer else None
+    """The list of heads depends on the layer, and what is said of its map on what it reads."""
+    return (scene.layer["n_heads"], reads_source(scene.layer)) if scene.layer else None
 
 
 def controls(scene: Scene) -> Sequence[Component]:
@@ -27,7 +27,9 @@ def controls(scene: Scene) -> Sequence[Component]:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     heads, pattern, row, received, row_profile, offsets = PANELS
-    chips = html.Div([html.Div(id="pattern-chips", className="chip-row"), view_slice("content", "pattern-chips", ("run", "layer"))])
+    chips = html.Div(
+        [html.Div(id="pattern-chips", className="chip-row"), view_slice("content", "pattern-chips", ("run", "layer"))]
+    )
     bar = html.Div([chips, zoom_buttons("Whole map")], className="map-bar")
     return [
         html.Div(
@@ -49,7 +51,9 @@ def register(app: Dash, services: Services) -> None:
         if not data or not data.get("view"):
             return []
         layer = scene_of_slice(services, data["view"]).layer
-        return [html.Span(fact, className="chip") for fact in pattern_words(layer)] if layer and layer.get("form") else []
+        return (
+            [html.Span(fact, className="chip") for fact in pattern_words(layer)] if layer and layer.get("form") else []
+        )
 
 
 PAGE = Page(

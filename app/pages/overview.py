@@ -26,7 +26,8 @@ EXAMPLE = (
 
 
 def structure(scene: Scene) -> Hashable:
-    return scene.run is None
+    """What the panels are called depends on what the model predicts."""
+    return scene.run is not None and scene.run.has("here.log_probs"), scene.run is None
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:

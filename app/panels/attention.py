@@ -147,6 +147,11 @@ class AttentionMap(PicturePanel):
     height = 880
     zoom = ("rows", "cols")
 
+    def explanation(self, scene: Scene) -> str:
+        if not reads_source(scene.layer):
+            return self.words
+        return "Row = token that reads (query). Column = token of the source that is read (key). Drag to zoom, click to pin a row."
+
     def aspect(self, scene: Scene) -> float | None:
         if not reads_source(scene.layer):
             return 1.0
@@ -293,6 +298,11 @@ class QueryRow(StripPanel):
     title = "What the pinned token reads from"
     words = "The text, each token coloured by the weight that the pinned token gives it. Click a token to pin it."
     depends = ("run", "layer", "head", "query", "scale")
+
+    def explanation(self, scene: Scene) -> str:
+        if not reads_source(scene.layer):
+            return self.words
+        return "The source, each token coloured by the weight that the pinned token of the text gives it."
 
     def values(self, scene: Scene) -> np.ndarray:
         self.check(scene)

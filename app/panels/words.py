@@ -42,7 +42,9 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
         facts.append("exact")
     if record.get("columns") not in (None, "tokens", "token"):
         facts.append(f"columns are {record['columns']}")
-    if record.get("causal", True):
+    if layer.get("n_columns"):
+        facts.append("every token sees the whole source")
+    elif record.get("causal", True):
         facts.append("causal, a token never reads itself" if layer.get("strict") else "causal")
     else:
         facts.append("reads in both directions")

@@ -88,6 +88,8 @@ def test_the_map_over_the_source(traced: tuple[Services, Run, dict[int, np.ndarr
     reading = panel.reading(scene, 3, 12)
     assert abs(reading.value - patterns[1][2, 3, 12]) < 1e-6
     assert reading.rows == [("reads", "3 ‘a’"), ("from", "12 ‘K’")]
+    assert "token of the source" in panel.explanation(scene)
+    assert attention_page.structure(scene) != attention_page.structure(scene_of(services, run, layer=0))
     meta = panel.figure(scene, LIGHT).layout.meta
     assert meta["x"] == {"role": "source", "origin": 0, "size": 17} and meta["click"] == "row"
     assert "source" in panel.figure(scene, LIGHT).layout.xaxis.title.text
@@ -134,7 +136,8 @@ def test_a_long_source_is_drawn_from_the_overview(tmp_path: Path, monkeypatch: p
 
 def test_what_is_said_of_the_layer(traced: tuple[Services, Run, Any]) -> None:
     _, run, _ = traced
-    assert "columns are source tokens" in pattern_words(run.layer(1))
+    words = pattern_words(run.layer(1))
+    assert "columns are source tokens" in words and "reads in both directions" not in words
     assert "of the source's 17 tokens" in memory_words(run.layer(1))
 
 
