@@ -38,9 +38,13 @@ def escapes(name: str) -> bool:
 
 
 def folders_under(above: Path) -> dict[str, Path]:
-    """Model folders at most two levels below a root, by their names there: published ones and ones written by `models.save`."""
+    """Model folders at most two levels below a root, by their names there: published ones and ones written by `models.save`.
+
+    A folder inside a model folder is a part of that (sentence embedders keep the settings of their pooling so).
+    """
     found = {}
-    for config in sorted([*above.glob("*/config.json"), *above.glob("*/*/config.json")]):
+    inner = [config for config in above.glob("*/*/config.json") if not (config.parents[1] / "config.json").is_file()]
+    for config in sorted([*above.glob("*/config.json"), *inner]):
         if config.parent.resolve().is_relative_to(above.resolve()):
             found[config.parent.relative_to(above).as_posix()] = config.parent
     return found

@@ -98,7 +98,7 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
     return Outlook(
         name=name,
         place=place,
-        model_type=str(record.get("model_type") or record.get("architecture")),
+        model_type=str(record.get("model_type") or record.get("architecture") or "unknown"),
         architecture=told["architecture"],
         problem=told["problem"],
         parameters=sum(counts.values()),
@@ -157,7 +157,10 @@ def _saved(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for a folder written by `models.save`."""
     from models.registry import architecture
 
-    name = str(record.get("architecture"))
+    if "architecture" not in record:
+        problem = "its config.json names neither a model_type nor an architecture, so it is no model's."
+        return {"architecture": None, "config": None, "problem": problem}
+    name = str(record["architecture"])
     try:
         config: Any = config_from_json(architecture(name).config, record.get("config") or {})
     except (UnknownModel, ValueError) as error:

@@ -36,6 +36,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (above / "odd" / "config.json").write_text('{"model_type": "lama"}')
     models.save(models.build("retnet"), above / "mine")
     (above / "notes.txt").write_text("nothing")
+    (above / "llama" / "1_Pooling").mkdir()
+    (above / "llama" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (above / "settings").mkdir()
+    (above / "settings" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     return above
 
 
@@ -48,7 +52,7 @@ def services(tmp_path: Path, root: Path) -> Iterator[Services]:
 
 def test_folders_are_listed_behind_the_shipped_models(services: Services) -> None:
     listed = {model["name"]: model for model in services.models.list_models()}
-    assert set(listed) - set(models.registry.shipped_names()) == {"llama", "someone/mamba", "odd", "mine"}
+    assert set(listed) - set(models.registry.shipped_names()) == {"llama", "someone/mamba", "odd", "mine", "settings"}
     assert listed["llama"]["provenance"] == "pretrained" and listed["mine"]["provenance"] == "trained"
     assert listed["mine"]["architecture"] == "retnet"
     labels = [choice["value"] for choice in overview._choices(services)]
@@ -68,6 +72,7 @@ def test_what_opening_takes(services: Services) -> None:
     )
     assert "Did you mean 'llama'" in services.models.look_up("odd")["problem"]
     assert services.models.look_up("mine")["architecture"] == "retnet"
+    assert "names neither a model_type nor an architecture" in services.models.look_up("settings")["problem"]
 
 
 @pytest.mark.parametrize("name", ["../llama", "/etc", "someone/../llama", "./llama", "~/llama", "nowhere", "a/b/c", ""])
