@@ -6,6 +6,7 @@ from typing import Any
 from models.attention.config import AttentionConfig, several
 from models.bdh.model import BDH
 from models.decoder import Decoder
+from models.encoder import Encoder
 from models.language_model import LanguageModel
 
 LABELS = {
@@ -64,7 +65,12 @@ def model_blocks(model: Decoder) -> list[dict[str, Any]]:
                     last = max(place for place, part in enumerate(parts) if part["layer"] == layer)
                     parts.insert(last + 1, _part("loop", f"×{count}", "passes", layer))
             parts.append(_part("loop", config.wiring.label, config.wiring.words, None))
-        parts.append(_part("norm", "Norm", {"layer": "layer norm", "rms": "RMS norm"}[config.norm], None))
+        if model.ln_final is not None:
+            parts.append(_part("norm", "Norm", {"layer": "layer norm", "rms": "RMS norm"}[config.norm], None))
+        if isinstance(model, Encoder):
+            if not model.predicts_masked_tokens:
+                return parts
+            parts.append(_part("mlp", "Head", "masked tokens", None))
     elif isinstance(model, BDH):
         config = model.config
         neurons = config.n_neurons // config.n_heads

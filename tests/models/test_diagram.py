@@ -57,3 +57,10 @@ def test_how_often_each_layer_runs_is_drawn_where_it_differs() -> None:
     }
     assert passes == {(0, "×4"), (1, "×2"), (2, "×2"), (None, "Two levels")}
     assert [block["layer"] for block in model_blocks(models.build("algoformer")) if block["detail"] == "passes"] == [1]
+
+
+def test_encoders_end_with_their_head_or_with_the_stream() -> None:
+    bare, headed = (model_blocks(models.build("bert", masked_head=head)) for head in (None, "gelu"))
+    assert bare[-1]["label"] == "MLP" and not any(part["kind"] in ("norm", "unembed") for part in bare)
+    assert [part["label"] for part in headed[len(bare) :]] == ["Head", "Unembedding"] and headed[: len(bare)] == bare
+    assert [part["label"] for part in model_blocks(models.build("t5-encoder"))][-1] == "Norm"
