@@ -4,7 +4,8 @@
 
 The bare model is ordinary PyTorch (fused attention, `nn.LayerNorm`, `nn.Linear`) on the same weights; its logits must equal ours before
 anything is timed. All sides run in turn in one process on one thread; each measured call follows an unmeasured one of the same kind, so
-that none profits from its neighbour's caches; ratios are those of median CPU seconds. TransformerLens's bridge stands beside, against
+that none profits from its neighbour's caches. A ratio is the median over rounds of the ratios within a round, so that what slows the
+machine for a while slows both sides of a pair; its quartiles stand beside it. TransformerLens's bridge stands beside, against
 the Hugging Face model that it wraps, as its users meet it.
 """
 
@@ -93,8 +94,8 @@ def norm(weights: Any) -> nn.LayerNorm:
     return copy
 
 
-def median_seconds(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side, measured in turn, each time after an unmeasured call of the same side."""
+def seconds_by_round(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each side in every round, measured in turn, each time after an unmeasured call of the same side."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
     gc.disable()
@@ -107,7 +108,15 @@ def median_seconds(sides: dict[str, Callable[[], object]], repeats: int) -> dict
                 times[name].append(time.process_time() - start)
     finally:
         gc.enable()
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return times
+
+
+def paired(times: dict[str, list[float]], side: str, other: str) -> tuple[float, str]:
+    """(median ratio of two sides within a round, its quartiles and both medians in words)."""
+    ratios = [a / b for a, b in zip(times[side], times[other], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    each = " and ".join(f"{statistics.median(times[name]) * 1e3:.3f} ms" for name in (side, other))
+    return middle, f"quartiles {low:.3f} to {high:.3f}; {each}"
 
 
 def require_equal(actual: Tensor, expected: Tensor, what: str) -> None:
@@ -131,19 +140,15 @@ def our_rows(model: LanguageModel, bare: nn.Module, tokens: Tensor, repeats: int
         result = side()
         require_equal(result[0] if isinstance(result, tuple) else result, expected, name)
     goals = {"idle hooks": 1.02, "cache everything": 1.3}
-    median = median_seconds(sides, repeats)
+    times = seconds_by_round(sides, repeats)
     entries = len(sides["cache everything"]()[1])
-    notes = {"cache everything": f", {entries} activations"}
-    return [
-        Row(
-            f"{name} / bare",
-            seconds / median["bare"],
-            goals.get(name),
-            note=f"{seconds * 1e3:.3f} ms and {median['bare'] * 1e3:.3f} ms{notes.get(name, '')}",
-        )
-        for name, seconds in median.items()
-        if name != "bare"
-    ]
+    rows = []
+    for name in sides:
+        if name != "bare":
+            ratio, words = paired(times, name, "bare")
+            note = f"{words}{f', {entries} activations' if name == 'cache everything' else ''}"
+            rows.append(Row(f"{name} / bare", ratio, goals.get(name), note=note))
+    return rows
 
 
 def peer_rows(ours: LanguageModel, tokens: Tensor, repeats: int) -> list[Row]:
@@ -168,20 +173,14 @@ def peer_rows(ours: LanguageModel, tokens: Tensor, repeats: int) -> list[Row]:
         "bridge cache everything": lambda: bridge.run_with_cache(tokens),
         "our cache everything": lambda: ours.run_with_cache(tokens),
     }
-    median = median_seconds(sides, repeats)
+    times = seconds_by_round(sides, repeats)
     pairs = [
         ("bridge forward", "Hugging Face"),
         ("bridge cache everything", "Hugging Face"),
         ("bridge cache everything", "our cache everything"),
     ]
-    return [
-        Row(
-            f"TransformerLens 4.3 {a} / {b}",
-            median[a] / median[b],
-            note=f"{median[a] * 1e3:.3f} ms and {median[b] * 1e3:.3f} ms",
-        )
-        for a, b in pairs
-    ]
+    found = {pair: paired(times, *pair) for pair in pairs}
+    return [Row(f"TransformerLens 4.3 {a} / {b}", ratio, note=words) for (a, b), (ratio, words) in found.items()]
 
 
 @torch.no_grad()
