@@ -50,7 +50,7 @@ def register(server: Flask, services: Services, panels: Mapping[str, Panel]) -> 
         theme = theme_called(request.args.get("scheme"))
         panel.check(scene)
         address = panel.address(scene, theme)
-        return services.pictures.get((scene.opened().id, address), lambda: panel.picture(scene, theme, scene.pixels))
+        return services.pictures.get((scene.view.run, address), lambda: panel.picture(scene, theme, scene.pixels))
 
     @server.get("/img/<name>")
     def picture(name: str) -> Response:

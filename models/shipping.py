@@ -131,6 +131,8 @@ def models_page() -> str:
         evaluated = [point for point in record.card["curve"] if point["validation_loss"] is not None]
         steps = evaluated[:: max(1, len(evaluated) // 6)]
         lines.append("- held-out loss by step: " + ", ".join(f"{p['step']}: {p['validation_loss']:.3f}" for p in steps))
+        if "sparsity" in record.card:
+            lines.append(_sparsity_line(record.card["sparsity"]["curve"]))
         for name, value in record.card.get("circuit", {}).items():
             lines.append(f"- {name}: {value}")
         if "concepts" in record.card:
@@ -141,6 +143,13 @@ def models_page() -> str:
             f"| `{kind.name}` | {kind.family} | {kind.paper or '–'} | {', '.join(kind.shows)} | {kind.description} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _sparsity_line(curve: list[dict[str, Any]]) -> str:
+    """Which share of y was not 0 after some steps of the training, mean over layers and heads."""
+    shares = {point["step"]: [share for layer in point["active"]["y"] for share in layer] for point in curve}
+    shown = [*list(shares)[:-1:3], list(shares)[-1]]
+    return "- neurons that fire (y), by step: " + ", ".join(f"{s}: {sum(shares[s]) / len(shares[s]):.1%}" for s in shown)
 
 
 def _concept_lines(report: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,7 +144,7 @@ def show(panel: Any, scene: Any) -> None:
 
 def drawn(panel: Any, scene: Any) -> Any:
     """A panel's figure in the light scheme with its title; None where it has none."""
-    from app.panels.base import READABLE_ERRORS, FigurePanel
+    from app.panels.base import READABLE_ERRORS, FigurePanel, ImagePanel
     from app.theme import LIGHT
 
     if not isinstance(panel, FigurePanel):
@@ -151,6 +152,10 @@ def drawn(panel: Any, scene: Any) -> Any:
     try:
         panel.check(scene)
         figure = panel.figure(scene, LIGHT)
+        if isinstance(panel, ImagePanel):  # the dashboard's address of the picture means nothing in a file
+            figure.layout.images[
+                0
+            ].source = f"data:image/png;base64,{b64encode(panel.picture(scene, LIGHT, 512)).decode()}"
     except READABLE_ERRORS:
         return None
     return figure.update_layout(title={"text": panel.title}, height=max(360, panel.height), margin={"t": 60})

@@ -49,7 +49,9 @@ def sparsity_command(
     services, run = measure(
         lambda services: start_sparsity(services, model, content), out, (model,), f"sparsity of {model}"
     )
-    report(services, ViewState(page="sparsity"), run, PANELS[1:] + PANELS[:1], as_json=as_json, figure=figure)
+    report(
+        services, ViewState(page="sparsity"), run, [*PANELS[1:5], PANELS[0], PANELS[5]], as_json=as_json, figure=figure
+    )
 
 
 # ---- neuron graph ----------------------------------------------------------------------------------------------------

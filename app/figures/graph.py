@@ -125,10 +125,11 @@ def graph_style(theme: Theme, directed: bool) -> list[dict[str, Any]]:
         {"selector": "node[hub = 1]", "style": {"label": "data(label)", "font-size": 22, "color": theme.text,
                                                      "text-outline-width": 3, "text-outline-color": theme.surface}},
         {"selector": "edge", "style": {"width": 1.2, "line-color": theme.dim, "opacity": 0.35, "curve-style": "haystack"}},
-        {"selector": ":selected", "style": {"border-width": 5, "border-color": theme.accent, "label": "data(label)"}},
+        {"selector": "edge:selected", "style": {"line-color": theme.accent, "opacity": 1}},
+        {"selector": "node:selected", "style": {"border-width": 5, "border-color": theme.accent, "label": "data(label)"}},
     ]  # fmt: skip
     if directed:
-        style[-2]["style"] |= {
+        style[-3]["style"] |= {
             "curve-style": "straight",
             "target-arrow-shape": "triangle",
             "target-arrow-color": theme.dim,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
+from app.figures.common import Axis, Colours, picture
 from app.theme import MARKERS, Theme, template
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -29,6 +30,50 @@ def layer_shares(shares: Mapping[str, np.ndarray], theme: Theme, *, panel: str) 
             hovertemplate=f"{name}, layer %{{x}}, head %{{customdata}}: %{{y:.2%}}<extra></extra>",
         )  # fmt: skip
     return _shares(figure, theme, panel, "layer")
+
+
+def share_raster(
+    source: str, tokens: Sequence[str], heads: Sequence[tuple[int, int]], colours: Colours, theme: Theme, *, panel: str
+) -> go.Figure:
+    """Share of active neurons: one row per (layer, head) of `heads`, one column per token."""
+    names = [f"{layer}·{head}" for layer, head in heads]
+    return picture(
+        source, Axis("token", len(tokens), "", tokens), Axis("layer·head", len(heads), "", names), (0, len(tokens)), (0, len(heads)),
+        colours, theme, panel=panel,
+    )  # fmt: skip
+
+
+def shares_over_training(steps: np.ndarray, shares: Mapping[str, np.ndarray], theme: Theme, *, panel: str) -> go.Figure:
+    """Share of active neurons of several activities over training, each [measurement, layer]: a line of means, a thin one per layer.
+
+    `steps` [measurement] ascend from 0 and stand on a logarithmic axis of steps + 1. A gap of more than a factor of four is dotted.
+    """
+    figure, places = go.Figure(), np.log10(steps + 1.0)
+    near = (
+        np.flatnonzero(np.append(np.diff(places[1:]) > np.log10(4), True))[0] + 2
+    )  # where what was measured closely ends
+    for index, (name, values) in enumerate(shares.items()):
+        colour, mean = theme.categorical[index % 8], values.mean(1)
+        for layer in range(values.shape[1]):
+            figure.add_scatter(
+                x=places[:near], y=values[:near, layer], mode="lines", showlegend=False, hoverinfo="skip", opacity=0.4,
+                line={"color": colour, "width": 1},
+            )  # fmt: skip
+        figure.add_scatter(
+            x=places[:near], y=mean[:near], mode="lines+markers", name=name, customdata=steps[:near],
+            line={"color": colour, "width": 2.2}, marker={"size": 6, "symbol": MARKERS[index % 8]},
+            hovertemplate="after %{customdata:,} steps: %{y:.2%}<extra>%{fullData.name}, mean of layers</extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=places[near - 1 :], y=mean[near - 1 :], mode="lines+markers", name=name, showlegend=False, customdata=steps[near - 1 :],
+            line={"color": colour, "width": 2.2, "dash": "dot"}, marker={"size": 8, "symbol": MARKERS[index % 8]},
+            hovertemplate="after %{customdata:,} steps: %{y:.2%}<extra>%{fullData.name}, mean of layers</extra>",
+        )  # fmt: skip
+    figure = _shares(figure, theme, panel, "steps of training")
+    ticks = [0, *(10**power for power in range(1, 7) if 10**power <= steps[-1])]
+    return figure.update_xaxes(
+        tickvals=[float(np.log10(t + 1)) for t in ticks], ticktext=[f"{t:,}" for t in ticks], dtick=None, tickangle=0
+    )
 
 
 def octile_shares(values: np.ndarray, theme: Theme, *, panel: str) -> go.Figure:

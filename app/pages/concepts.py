@@ -58,8 +58,8 @@ MEANINGS = {
     "q": ("q", "Benjamini–Hochberg over the candidates"),
 }
 COLUMNS = [
-    {"field": "synapse", "headerName": "synapse", "minWidth": 176, "flex": 3, "cellClass": "cell-mono cell-link"},
-    *({"field": key, "headerName": name, "headerTooltip": words, "minWidth": 72, "flex": 1, **RIGHT}
+    {"field": "synapse", "headerName": "synapse", "minWidth": 184, "flex": 3, "cellClass": "cell-mono cell-link"},
+    *({"field": key, "headerName": name, "headerTooltip": words, "minWidth": 68, "flex": 1, **RIGHT}
       for key, (name, words) in MEANINGS.items()),
 ]  # fmt: skip
 TAUGHT = "bdh-concepts"  # the shipped model whose text was about these concepts
@@ -152,20 +152,23 @@ def candidate_rows(scene: Scene) -> list[dict[str, Any]]:
         {
             "id": written(address),
             "synapse": row["synapse"],
-            **{key: _rounded(row[key], ".2g" if key in ("p", "q") else ".3f") for key in MEANINGS},
+            **{key: _rounded(row[key], key in ("p", "q")) for key in MEANINGS},
         }
         for row, address in zip(rows, addresses, strict=True)
     ]
 
 
-def _rounded(value: float | None, places: str) -> str:
-    return "–" if value is None else format(value, places)
+def _rounded(value: float | None, chance: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if not chance else f"{value:.1g}" if value < 0.01 else f"{value:.2g}"
 
 
 def _grid(scene: Scene) -> Component:
     return dag.AgGrid(
         id="concept-grid", rowData=candidate_rows(scene), columnDefs=COLUMNS, className="runs-grid", getRowId="params.data.id",
-        defaultColDef={"resizable": True}, dashGridOptions=GRID, style={"height": "250px", "width": "100%"},
+        defaultColDef={"resizable": True}, dashGridOptions=GRID,
+        style={"height": "250px", "width": "100%", "--ag-cell-horizontal-padding": "8px"},
     )  # fmt: skip
 
 

@@ -62,9 +62,9 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     if found is None:
         return [html.Div([html.Div(left, className="column span-5"), html.Div(frame(EDGES, scene, ""), className="column span-7")],
                          className="grid")]  # fmt: skip
-    drawn = frame(
-        EDGES, scene, "", above=[_drawing(found), html.Div(id="graph-neuron", className="panel-words", role="status")]
-    )
+    keep = html.Button("Drawing as PNG", id="graph-png", className="tool-button is-framed", type="button", n_clicks=0)
+    told = html.Div(id="graph-neuron", className="panel-words", role="status")
+    drawn = frame(EDGES, scene, "", above=[_drawing(found), html.Div(keep, className="zoom-row"), told])
     wide = html.Div([drawn, frame(HUBS, scene, "")], className="column span-7")
     narrow = html.Div([frame(MODULARITY, scene, ""), frame(DEGREES, scene, ""), *left], className="column span-5")
     return [html.Div([wide, narrow], className="grid")]
@@ -158,6 +158,15 @@ def register(app: Dash, services: Services) -> None:
     def colour(scheme: str | None, view: dict[str, Any] | None) -> Any:
         found = measured(services.scene(ViewState.from_dict(view)), KIND) if view else None
         return no_update if found is None else graph_style(theme_called(scheme), found.manifest["results"]["directed"])
+
+    @app.callback(
+        Output("graph-drawing", "generateImage"), Input("graph-png", "n_clicks"), State("view", "data"), prevent_initial_call=True
+    )  # fmt: skip
+    def picture(clicks: int, view: dict[str, Any]) -> Any:
+        if not clicks:
+            return no_update
+        name = f"{ViewState.from_dict(view).result}-drawing"
+        return {"type": "png", "action": "download", "filename": name, "options": {"full": True, "scale": 2}}
 
     @app.callback(Output("graph-neuron", "children"), Input("graph-drawing", "tapNodeData"), State("view", "data"))
     def tell(tapped: dict[str, Any] | None, view: dict[str, Any] | None) -> Any:

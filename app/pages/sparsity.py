@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 from dash import Dash, html
 from dash.development.base_component import Component
@@ -11,14 +10,12 @@ from dash.development.base_component import Component
 from app.forms import earlier_results, form_frame, model_select, register_form, text_area
 from app.frames import frame
 from app.measure.sparsity import KIND, start_sparsity
-from app.page import Page
+from app.page import Page, scale_choice
 from app.panels.results import measured
 from app.panels.sparsity import PANELS
 from app.services import Scene, Services
-from app.view_state import ViewState
-from workbench.lab.jobs import Job
 
-TOKENS, LAYERS, SURPRISE, OCTILES = PANELS
+TOKENS, LAYERS, SURPRISE, OCTILES, TRAINING, RASTER = PANELS
 EXAMPLE = (
     "The old lighthouse keeper climbed the stairs. At the top of the stairs the old lighthouse keeper lit the lamp, "
     "and the lamp threw its light over the water."
@@ -34,8 +31,8 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
     narrow = [_form(services, scene), *earlier_results(services, scene, KIND)]
     wide = [frame(TOKENS, scene, "")]
     if found is not None:
-        wide += [frame(SURPRISE, scene, ""), frame(OCTILES, scene, "")]
-        narrow = [frame(LAYERS, scene, ""), *narrow]
+        wide += [frame(RASTER, scene, ""), frame(SURPRISE, scene, ""), frame(OCTILES, scene, "")]
+        narrow = [frame(LAYERS, scene, ""), frame(TRAINING, scene, ""), *narrow]
     columns = html.Div(wide, className="column span-7"), html.Div(narrow, className="column span-5")
     return [html.Div(list(columns), className="grid")]
 
@@ -52,10 +49,7 @@ def _form(services: Services, scene: Scene) -> Component:
 
 
 def register(app: Dash, services: Services) -> None:
-    def start(view: ViewState, **values: Any) -> Job:
-        return start_sparsity(services, **values)
-
-    register_form(app, "sparsity", ("name", "text"), start)
+    register_form(app, "sparsity", ("name", "text"), lambda view, **values: start_sparsity(services, **values))
 
 
 PAGE = Page(
@@ -68,6 +62,7 @@ PAGE = Page(
     layout=layout,
     panels=PANELS,
     structure=structure,
+    controls=lambda scene: [scale_choice(scene)],
     register=register,
     needs_run=False,
     opens_kind=KIND,

@@ -8,12 +8,11 @@ import plotly.graph_objects as go
 from app.figures.common import Colours, number, token_label, visible_text
 from app.figures.reads import matching_neurons, read_map, top_reads
 from app.measure.reads import KIND
-from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Span, StripPanel, Table, scale_words
-from app.panels.results import OfOpenRun
+from app.panels.base import FigurePanel, NothingToShow, Span, StripPanel, Table, scale_words
+from app.panels.results import HeadsOverTokens, OfOpenRun
 from app.panels.synapses import reader
 from app.services import Scene
 from app.theme import Theme
-from workbench.lab.pooling import pool
 
 SHOWN_READS, SHOWN_PAIRS = 20, 16
 Read = tuple[int, int, int]
@@ -68,7 +67,7 @@ found = read_circuit(model, run.manifest["text"], logit=asked["logit"], at=asked
 """.strip()
 
 
-class ReadMap(ReadPanel, PicturePanel):
+class ReadMap(ReadPanel, HeadsOverTokens):
     """All readings at a glance."""
 
     id = "read-map"
@@ -76,32 +75,16 @@ class ReadMap(ReadPanel, PicturePanel):
     words = "Row = layer and head that reads, column = token that is read. Click a cell to see which neurons match, drag to zoom."
     depends = ("run", "result", "scale", "columns")
 
-    def pixels_high(self, scene: Scene) -> int:
-        return 110 + 22 * self.shape(scene)[0]
-
-    def shape(self, scene: Scene) -> tuple[int, int]:
-        layers, heads, past = self.contributions(scene).shape
-        return layers * heads, past
+    def by_head(self, scene: Scene) -> np.ndarray:
+        return self.contributions(scene)
 
     def spans(self, scene: Scene) -> tuple[Span, Span]:
         rows, past = self.shape(scene)
         start, stop = scene.view.columns or (0, past)
         return (0, rows), (start, min(stop, past)) if start < past else (0, past)
 
-    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
-        return self.contributions(scene).reshape(self.shape(scene))[slice(*rows), slice(*columns)]
-
-    def pooled(self, scene: Scene, size: int) -> np.ndarray:
-        return pool(self.block(scene, *self.spans(scene)), size, size, "max")
-
     def colours(self, scene: Scene, theme: Theme) -> Colours:
-        limit = 1.0 if scene.view.scale == "row" else float(np.abs(self.contributions(scene)).max(initial=0.0)) or 1.0
-        return Colours(theme.table_name(True), limit, scene.view.scale, True, "logits")
-
-    def heads(self, scene: Scene) -> list[tuple[int, int]]:
-        """(layer, head) of every row."""
-        layers, heads, _ = self.contributions(scene).shape
-        return [(layer, head) for layer in range(layers) for head in range(heads)]
+        return Colours(theme.table_name(True), self.limit(scene), scene.view.scale, True, "logits")
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         _, columns = self.spans(scene)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
-from app.panels.base import FigurePanel, NothingToShow, Panel
+from app.panels.base import FigurePanel, NothingToShow, Panel, PicturePanel, Span
 from app.services import Scene
+from workbench.lab.pooling import pool
 from workbench.lab.runs import Run
 
 
@@ -65,6 +67,36 @@ class OfResult(Panel):
 
 class ResultPanel(OfResult, FigurePanel):
     """A figure of a measurement."""
+
+
+class HeadsOverTokens(OfResult, PicturePanel):
+    """A picture of something that a measurement has for every head and token: one row per layer and head."""
+
+    @abstractmethod
+    def by_head(self, scene: Scene) -> np.ndarray:
+        """What is drawn: [layer, head, pos]."""
+
+    def heads(self, scene: Scene) -> list[tuple[int, int]]:
+        """(layer, head) of every row."""
+        layers, heads, _ = self.by_head(scene).shape
+        return [(layer, head) for layer in range(layers) for head in range(heads)]
+
+    def pixels_high(self, scene: Scene) -> int:
+        return 110 + max(12, min(22, 700 // self.shape(scene)[0])) * self.shape(scene)[0]
+
+    def shape(self, scene: Scene) -> tuple[int, int]:
+        layers, heads, tokens = self.by_head(scene).shape
+        return layers * heads, tokens
+
+    def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
+        return self.by_head(scene).reshape(self.shape(scene))[slice(*rows), slice(*columns)]
+
+    def pooled(self, scene: Scene, size: int) -> np.ndarray:
+        return pool(self.block(scene, *self.spans(scene)), size, size, "max")
+
+    def limit(self, scene: Scene) -> float:
+        """The largest magnitude on the colour scale."""
+        return 1.0 if scene.view.scale == "row" else float(np.nanmax(np.abs(self.by_head(scene)), initial=0.0)) or 1.0
 
 
 class OfOpenRun(OfResult):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.common import number, token_label, token_lines
-from app.figures.sparsity import layer_shares, octile_shares, ties
+from app.figures.common import Colours, number, token_label, token_lines
+from app.figures.sparsity import layer_shares, octile_shares, share_raster, shares_over_training, ties
 from app.measure.sparsity import ACTIVITIES, KIND
-from app.panels.base import Table
-from app.panels.results import ResultPanel
+from app.panels.base import Table, scale_words
+from app.panels.results import HeadsOverTokens, ResultPanel
 from app.services import Scene
 from app.theme import Theme
 
@@ -65,6 +67,36 @@ class SparsityOverTokens(SparsityPanel):
 
     def snippet_body(self, scene: Scene) -> str:
         return f'{self.opening(scene)}\nvalues = found.of("y")[0].mean(1).numpy()'
+
+
+class SparsityRaster(SparsityPanel, HeadsOverTokens):
+    """Share of firing neurons, head by head and token by token."""
+
+    id = "sparsity-raster"
+    title = "What fires, head by head"
+    words = "Share of each head’s neurons whose y is not zero, at every token."
+    depends = ("run", "result", "scale")
+
+    def by_head(self, scene: Scene) -> np.ndarray:
+        return self.array(scene, "active.y")
+
+    def colours(self, scene: Scene, theme: Theme) -> Colours:
+        return Colours(theme.table_name(False), self.limit(scene), scene.view.scale, False, "active neurons")
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        tokens = self.results(scene)["tokens"]
+        address = self.address(scene, theme)
+        return share_raster(address, tokens, self.heads(scene), self.colours(scene, theme), theme, panel=self.id)
+
+    def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
+        layer, head = self.heads(scene)[row]
+        return [("head", f"{layer}·{head}"), ("at", token_label(self.results(scene)["tokens"], column))]
+
+    def facts(self, scene: Scene) -> list[str]:
+        return [scale_words(scene.view.scale)]
+
+    def snippet_body(self, scene: Scene) -> str:
+        return f'{self.opening(scene)}\nvalues = found.of("y")[0].flatten(0, 1).numpy()  # layer·head, pos'
 
 
 class SparsityByLayer(SparsityPanel):
@@ -168,4 +200,59 @@ class SparsityByTimeScale(SparsityPanel):
         return f'{self.opening(scene)}\nvalues = found.octile_means("y").numpy()'
 
 
-PANELS = (SparsityOverTokens(), SparsityByLayer(), SurpriseTie(), SparsityByTimeScale())
+class SparsityOverTraining(SparsityPanel):
+    """How sparse the model became while it learned."""
+
+    id = "sparsity-training"
+    title = "How it became sparse"
+    words = "Share of active neurons over the model’s own training, on held-out text. Thick: mean over layers; thin: one layer each."
+    height = 320
+
+    def about(self, scene: Scene) -> dict[str, Any]:
+        """What the model's card says of its curve."""
+        why = "The card of this model keeps none. A BDH that was trained with workbench train has one, and so have the shipped ones."
+        return self.recorded(scene, "training", "No curve of its training", why)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        self.about(scene)
+        return self.array(scene, "training.active")
+
+    def figure(self, scene: Scene, theme: Theme) -> go.Figure:
+        shares = dict(zip(MEANINGS.values(), self.values(scene), strict=True))
+        return shares_over_training(self.array(scene, "training.step"), shares, theme, panel=self.id)
+
+    def table(self, scene: Scene) -> Table:
+        values, nats = self.values(scene), self.array(scene, "training.surprisal")
+        headers = [
+            "step",
+            "surprisal (nats)",
+            *(f"{name}, layer {layer}" for name in ACTIVITIES for layer in range(values.shape[2])),
+        ]
+        return headers, (
+            [str(step), float(nats[row]), *map(float, values[:, row].ravel())]
+            for row, step in enumerate(self.array(scene, "training.step").tolist())
+        )
+
+    def facts(self, scene: Scene) -> list[str]:
+        about, values = self.about(scene), self.values(scene)
+        first, last = values[2, [0, -1]].mean(1)
+        facts = [f"y {first:.1%} untrained, {last:.1%} trained"]
+        if about["until"]:
+            facts.append(
+                f"the first {about['until']} steps were made again as the card says (losses differ from the card’s by at most "
+                f"{number(about['difference'])} nats); the last point is the model itself"
+            )
+        return facts
+
+    def snippet_body(self, scene: Scene) -> str:
+        return f"""
+from probes.bdh import card_curve, over_steps
+
+curve = card_curve(models.load("{self.settings(scene)["model"]}").card)
+values = np.stack([over_steps(curve, name)[1].numpy() for name in ("x", "gate", "y")])  # activity, measurement, layer
+"""
+
+
+PANELS = (
+    SparsityOverTokens(), SparsityByLayer(), SurpriseTie(), SparsityByTimeScale(), SparsityOverTraining(), SparsityRaster(),
+)  # fmt: skip

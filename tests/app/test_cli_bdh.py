@@ -94,7 +94,12 @@ def test_sparsity_and_its_figure(workbench: Command, tmp_path: Path) -> None:
         for (layer, head), share in np.ndenumerate(expected.mean(name).numpy()):
             assert shares[name, layer, head] == pytest.approx(share, rel=1e-5)
     drawn = page.read_text("utf-8")
-    assert drawn.count('class="plotly-graph-div"') == 4 and "http" not in drawn.partition("<body>")[0]
+    assert (
+        drawn.count('class="plotly-graph-div"') == 5
+        and drawn.count("data:image/png;base64,") == 1
+        and "/img/" not in drawn
+    )
+    assert "http" not in drawn.partition("<body>")[0]
     assert not list(tmp_path.glob(".*"))
     again = workbench("bdh", "sparsity", MODEL, TEXT, "--out", tmp_path / "runs", "--figure", page)
     assert again.code == 1 and "is there already" in again.err and page.read_text("utf-8") == drawn  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from app.pages.merge import badge
 from app.pages.synapses import chips, says, table_rows, toggled, typed
 from app.panels.base import NothingToShow
 from app.services import Services
+from app.theme import LIGHT
 from app.view_state import MAX_SYNAPSES, ViewState
 from probes import bdh
 from probes.features import FeatureTraining, TopK
@@ -337,10 +338,33 @@ def test_sparsity_is_the_probes(stage: tuple[Services, str], monkeypatch: pytest
         tied = expected.correlation("y", token=token)
         np.testing.assert_array_equal(found.array(f"correlation.{token}"), tied.value.numpy())
         np.testing.assert_array_equal(found.array(f"null.{token}"), tied.null.numpy())
+    curve = bdh.card_curve(models.load(MODEL).card)
+    assert found.array("training.step").tolist() == [point.step for point in curve] and curve[0].step == 0
+    np.testing.assert_allclose(found.array("training.surprisal"), [point.surprisal for point in curve])
     view = ViewState(page="sparsity", result=found.id)
     check_panels(services, view, [panel.id for panel in PAGES["sparsity"].panels], monkeypatch)
+    scene = services.scene(view)
+    over = PANELS["sparsity-training"].values(scene)  # activity, measurement, layer
+    np.testing.assert_allclose(over[2, -1], np.mean(curve[-1].active["y"], axis=1))
+    drawn = PANELS["sparsity-training"].figure(scene, LIGHT)  # type: ignore[attr-defined]
+    means = [trace for trace in drawn.data if trace.name and trace.line.dash != "dot"]
+    np.testing.assert_allclose(means[2].y, over[2].mean(1)[: len(means[2].y)])
+    np.testing.assert_array_equal(PANELS["sparsity-raster"].values(scene)[6], expected.of("y")[0, 1, 2].numpy())
     drawn = text_of(PAGES["sparsity"].build(services, services.scene(view)))
     assert "Fast and slow neurons" in drawn and "Does surprise come with activity?" in drawn
+
+
+def test_a_model_without_a_curve_of_its_training_says_so(
+    stage: tuple[Services, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, _ = stage
+    unknown = models.load(MODEL)
+    unknown.card = {}
+    monkeypatch.setattr(type(services.models), "load", lambda self, name: unknown)
+    scene = services.scene(ViewState(result=finished(services, start_sparsity(services, MODEL, TEXT[:40]))))
+    with pytest.raises(NothingToShow, match="workbench train"):
+        PANELS["sparsity-training"].values(scene)
+    assert np.isfinite(PANELS["sparsity-raster"].values(scene)).any()
 
 
 @pytest.mark.parametrize("changes,words", [

@@ -74,6 +74,9 @@ def test_graph(stage: Stage, desk: playwright.BrowserContext, browser: playwrigh
         assert stage.services.open_run(result).manifest["settings"]["threshold"] == {"edges": 200}
         playwright.expect(page.locator("#graph-drawing canvas").first).to_be_attached()
         playwright.expect(page.locator("#panel-graph-modularity")).to_contain_text("random: Q")
+        with page.expect_download() as drawing:
+            page.click("#graph-png")
+        assert drawing.value.suggested_filename == f"{result}-drawing.png"
 
 
 def test_sparsity(stage: Stage, desk: playwright.BrowserContext, browser: playwright.Browser) -> None:  # noqa: F811
@@ -84,6 +87,11 @@ def test_sparsity(stage: Stage, desk: playwright.BrowserContext, browser: playwr
         wait_for_result(window)
         playwright.expect(page.locator("#panel-sparsity-surprise")).to_contain_text("layers beyond chance")
         playwright.expect(page.locator("#panel-sparsity-octiles .scatterlayer path").first).to_be_attached()
+        playwright.expect(page.locator("#panel-sparsity-training .panel-foot")).to_contain_text(
+            "y 2"
+        )  # a quarter, untrained
+        window.hover("sparsity-raster", 6, 12)
+        playwright.expect(page.locator(".readout")).to_contain_text("1·2")
 
 
 def test_concepts(stage: Stage, desk: playwright.BrowserContext, browser: playwright.Browser) -> None:  # noqa: F811
