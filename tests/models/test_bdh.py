@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import models
 from models.bdh.model import BDH, BDHConfig, rope_frequencies
 from models.bdh.official import from_official, to_official
 
@@ -73,6 +74,17 @@ def test_logits_are_the_published_ones(model: BDH, tokens: Tensor, mode: str) ->
     finally:
         model.set_mode("chunked")
     assert largest(expected) > 0.1  # the comparison is not of zeros
+
+
+@pytest.mark.parametrize("mode", ["parallel", "chunked", "recurrent"])
+def test_the_shipped_model_in_float32_gives_the_published_logits(mode: str) -> None:
+    """Trained weights at their own size; the reference in float64 from the same float32 numbers."""
+    shipped = models.load("bdh-english")
+    text = shipped.to_tokens("The old lighthouse keeper climbed the stairs. The old lighthouse keeper lit the lamp.")
+    expected = published_forward({k: v.double() for k, v in to_official(shipped).items()}, text, shipped.n_layers)
+    shipped.set_mode(mode)
+    assert shipped(text).dtype == torch.float32 and largest(shipped(text) - expected) < 1e-4
+    assert largest(expected) > 5
 
 
 def test_the_reference_notices_every_part(model: BDH, tokens: Tensor) -> None:
