@@ -28,7 +28,8 @@ from workbench.instrument.patterns import PatternMeta
 from workbench.instrument.selection import Select
 
 Layer = int | tuple[int, int]  # (layer, step) where weights are shared over depth
-NEEDED = {"softmax": ("query", "key"), "gated_linear": ("query", "key", "log_decay", "write")}
+LINEAR = ("query", "key", "log_decay", "write")
+NEEDED = {"softmax": ("query", "key"), "gated_linear": LINEAR, "delta": LINEAR}
 
 
 def attention_statistics(
@@ -126,16 +127,14 @@ class _Factors:
         if mask is not None and decay is not None:  # no time passes at padding
             real = mask[:, None].to(decay)
             decay = (decay[None, :, None] if decay.ndim == 1 else decay) * (real if decay.ndim < 4 else real[..., None])
+        options = {**options, "mask": mask, "weights": "share" if self.distribution else weights}
+        if record["form"] == "delta":
+            beta = (
+                factors["write"] if mask is None else factors["write"] * mask[:, None].to(q)
+            )  # padding writes nothing
+            return kernel.delta_rule_statistics(q, k, beta, log_decay=decay, scale=record["scale"], **options)
         return kernel.gated_linear_statistics(
-            q,
-            k,
-            log_decay=decay,
-            write=write,
-            scale=record["scale"],
-            strict=record["strict"],
-            mask=mask,
-            weights="share" if self.distribution else weights,
-            **options,
+            q, k, log_decay=decay, write=write, scale=record["scale"], strict=record["strict"], **options
         )
 
 

@@ -2,6 +2,7 @@
 
     found = attention_statistics(q, k)                      softmax attention, from queries and keys
     found = gated_linear_statistics(q, k, log_decay=g)      effective patterns of linear attention, from their factors
+    found = delta_rule_statistics(q, k, beta, log_decay=g)  effective patterns of the delta rule, likewise
     found = pattern_statistics(pattern)                     a pattern that exists, or a function that gives tiles of one
 
 Each returns `AttentionStatistics`: entropy, largest weight, weight on the first, the own and the previous token, distance read, weight on
@@ -22,6 +23,7 @@ from kernels.arguments import (
     check_positive_integer,
     check_query,
     check_tensor,
+    check_token_weight,
     check_write,
     shape_of,
 )
@@ -30,6 +32,7 @@ from kernels.devices import has_kernel
 from .accumulate import accumulate
 from .arguments import check_features, check_mask, check_names, check_segments
 from .bias import alibi_bias, t5_bias
+from .delta_tiles import DeltaTiles
 from .result import STATISTICS, WEIGHTS, AttentionStatistics
 from .tiles import FunctionTiles, GatedLinearTiles, SoftmaxTiles
 from .visibility import CAUSAL, Visibility
@@ -40,6 +43,7 @@ __all__ = [
     "AttentionStatistics",
     "alibi_bias",
     "attention_statistics",
+    "delta_rule_statistics",
     "gated_linear_statistics",
     "label_features",
     "pattern_statistics",
@@ -142,6 +146,34 @@ def gated_linear_statistics(
     return _run(source, see, _allowed(statistics, weights), weights, features, top_k, map_size, cells_per_strip)
 
 
+def delta_rule_statistics(
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    scale: float = 1.0,
+    mask: Tensor | None = None,
+    weights: str = "share",
+    statistics: Sequence[str] | None = None,
+    features: Tensor | None = None,
+    top_k: int = 0,
+    map_size: int = 96,
+    cells_per_strip: int | None = None,
+) -> AttentionStatistics:
+    """Statistics of the effective pattern of the gated delta rule, from the factors of `kernels.delta_rule.effective_pattern`.
+
+    Padding must neither write nor decay: beta and log_decay are 0 there. Everything else as in `gated_linear_statistics`.
+    """
+    check_key(k)
+    check_query(q, k)
+    check_token_weight("beta", beta, k)
+    check_decay(log_decay, k)
+    see = _visibility(q.shape[0], q.shape[2], k.shape[2], "inclusive", None, mask, None, q.device)
+    source = DeltaTiles(q, k, beta, log_decay, scale)
+    return _run(source, see, _allowed(statistics, weights), weights, features, top_k, map_size, cells_per_strip)
+
+
 def pattern_statistics(
     pattern: Tensor | Callable[[int, int, slice, slice], Tensor],
     shape: Sequence[int] | None = None,
@@ -230,7 +262,7 @@ def _visibility(
 
 
 def _run(
-    source: SoftmaxTiles | GatedLinearTiles | FunctionTiles,
+    source: SoftmaxTiles | GatedLinearTiles | DeltaTiles | FunctionTiles,
     see: Visibility,
     statistics: Sequence[str],
     weights: str,

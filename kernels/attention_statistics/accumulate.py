@@ -64,7 +64,11 @@ def accumulate(
         for head in range(source.head):
             own = None if features is None else features[item if len(features) > 1 else 0].to(source.dtype).T
             sums = HeadSums(strips, set(statistics), weights, item, own, top_k, map_size)
-            for name, value in sums.read(source.head_tiles(item, head)).items():
+            with (
+                torch.inference_mode()
+            ):  # hundreds of small steps, each a little cheaper; what leaves is stacked outside
+                parts = sums.read(source.head_tiles(item, head))
+            for name, value in parts.items():
                 found.setdefault(name, []).append(value)
     readers, pairs = see.counts() if see.plain else _counted(source, see, cells_per_strip)
     readers, pairs = (x.to(source.device).expand(source.batch, -1) for x in (readers, pairs))

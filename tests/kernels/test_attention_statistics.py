@@ -12,6 +12,7 @@ from kernels.attention_statistics import (
     AttentionStatistics,
     alibi_bias,
     attention_statistics,
+    delta_rule_statistics,
     gated_linear_statistics,
     label_features,
     pattern_statistics,
@@ -19,6 +20,7 @@ from kernels.attention_statistics import (
 )
 from kernels.attention_statistics.reference import softmax_pattern, statistics_of, visible_cells
 from kernels.attention_statistics.visibility import Visibility
+from kernels.delta_rule import effective_pattern as delta_rule_pattern
 from kernels.gated_linear_attention import effective_pattern
 
 BATCH, HEADS, GROUPS, LENGTH, WIDTH = 2, 4, 2, 37, 6
@@ -172,6 +174,25 @@ def test_gated_linear_statistics_are_those_of_the_effective_pattern(decay: str, 
         )
         assert_equal(found, wanted, 1e-10)
         assert (found.entropy is None) == (weights != "share")
+
+
+@pytest.mark.parametrize("weights", ["share", "absolute", "signed"])
+@pytest.mark.parametrize("length", [37, 64, 150])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_delta_rule_statistics_are_those_of_the_effective_pattern(decay: str, length: int, weights: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    q, k = torch.randn(2, BATCH, HEADS, length, WIDTH, generator=generator, dtype=torch.float64)
+    k = k / k.norm(dim=-1, keepdim=True)
+    beta = torch.rand(BATCH, HEADS, length, generator=generator, dtype=torch.float64)
+    shapes = {"constant": (HEADS,), "scalar": (BATCH, HEADS, length), "vector": (BATCH, HEADS, length, WIDTH)}
+    log_decay = None if decay == "none" else -torch.rand(shapes[decay], generator=generator, dtype=torch.float64)
+    alpha = delta_rule_pattern(q, k, beta, log_decay=log_decay, scale=0.3)
+    wanted = statistics_of(alpha, Visibility(length, length, "inclusive", None, None), weights=weights, map_size=6)
+    for cells in (900, 7000, None):
+        found = delta_rule_statistics(
+            q, k, beta, log_decay=log_decay, scale=0.3, weights=weights, cells_per_strip=cells, map_size=6
+        )
+        assert_equal(found, wanted, 1e-9)
 
 
 @pytest.mark.parametrize("weights", ["share", "absolute", "signed"])

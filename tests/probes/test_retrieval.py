@@ -179,7 +179,7 @@ def test_planted_heads_in_effective_patterns(name: str) -> None:
     model = models.build(name, "demo").eval()
     for run in needle_grid(256, (20,), (0.1, 0.6, 1.0), needle_length=5, repeats=1):
         with effective_heads(model, run) as reader:
-            found = retrieval_scores(model, [run], whole_patterns=True)
+            found = retrieval_scores(model, [run])
         assert found.recall.tolist() == [1.0] and found.retrieval_heads() == [reader]
         decoys = np.delete(found.scores.ravel(), reader[0] * found.scores.shape[1] + reader[1])
         assert found.scores[reader] == 1 and (decoys == 0).all()

@@ -138,4 +138,4 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="beta: expected"):
         calibrate(torch.ones(2, 2), torch.ones(2, dtype=torch.bool), 1.5)
     with pytest.raises(RefusedByPattern, match="whole_patterns=True"):
-        find_sinks(models.build("deltanet"), "abcdef")
+        find_sinks(models.build("loglinear-mamba2"), "abcdef")
