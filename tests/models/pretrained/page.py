@@ -26,7 +26,7 @@ logits, cache = model.run_with_cache("When Mary and John went to the shops", rol
 ```
 
 Weights are mapped, converted one by one and put into a model that had no memory before: opening takes at most 1.15 times the memory of the
-weights afterwards (a test measures it). Weights that exist only as pickles are refused, unless
+weights afterwards (a test and `make bench ARGS="--only loading"` measure it). Weights that exist only as pickles are refused, unless
 `allow_pickle_conversion=True`; `workbench models FOLDER --convert NEW_FOLDER` writes them as safetensors once. The checkpoint's own
 tokenizer comes with it, where there is one; texts get its special tokens.
 

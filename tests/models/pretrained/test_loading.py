@@ -1,7 +1,6 @@
 """Opening checkpoints: layouts on disk, hub ids, tokenizers, memory, and every mistake in words."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from models.pretrained.loader import load_folder
 from models.pretrained.outlook import outlook
 from models.pretrained.pickles import convert_pickles
 from models.registry import architecture
+from tests.models.pretrained.peak_memory import peak_of_loading, write_large
 from tests.models.pretrained.reference import CASES, largest, write
 from workbench.lab.checkpoints import CheckpointError
 
@@ -290,45 +290,11 @@ def test_the_checkpoints_own_tokenizer(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-MEASURE = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from models.pretrained.loader import load_folder
-from models.pretrained.outlook import outlook
-from models.pretrained.pickles import convert_pickles
-from models.pretrained.family import families
-from models.registry import architecture
-architecture("gpt2"), families()  # code is not weights
-
-def status(field):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
-
-open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts here
-before = status("VmRSS")
-model = load_folder(Path(sys.argv[1]), architecture, dtype=None if sys.argv[2] == "float32" else sys.argv[2])
-print(status("VmHWM") - before)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind, stored", [("gpt2", "float32"), ("llama", "float32"), ("llama", "bfloat16")])
 def test_peak_memory_of_loading(tmp_path: Path, kind: str, stored: str) -> None:
     """At most 1.15 × the weights as they are afterwards: GPT-2's are transposed one by one, Llama's stay mapped or are cast one by one."""
-    import transformers
-
-    if kind == "gpt2":
-        config: Any = transformers.GPT2Config(vocab_size=4000, n_embd=768, n_layer=4, n_head=12)
-        theirs: Any = transformers.GPT2LMHeadModel(config)
-    else:
-        config = transformers.LlamaConfig(
-            vocab_size=4000, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12
-        )
-        theirs = transformers.LlamaForCausalLM(config)
-    theirs.to(getattr(torch, stored)).save_pretrained(tmp_path / "big")
-    weights = 4 * sum(parameter.numel() for parameter in theirs.parameters())
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "big"), "float32"], capture_output=True, text=True, check=True
-    )
-    assert int(run.stdout) <= 1.15 * weights, f"{int(run.stdout) / weights:.2f} × the weights"
+    weights = write_large(kind, stored, tmp_path / "big")
+    ratio = peak_of_loading(tmp_path / "big") / weights
+    assert ratio <= 1.15, f"{ratio:.2f} × the weights"
