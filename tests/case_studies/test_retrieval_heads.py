@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import models
 from case_studies import run_study
 from case_studies.harness.evidence import NotRun, Sample
 from case_studies.retrieval_heads import checkpoint, planted, published, study, trained
 from case_studies.retrieval_heads.planted import FEEDER, HEADS, READER, VOCAB
 from probes.retrieval import needle_grid, needle_recall, retrieval_scores
+from probes.text_needles import NEEDLES
 from workbench.lab.corpora import MissingData
 from workbench.lab.runs import RunStore
 
@@ -102,10 +105,10 @@ def test_released_scores_that_are_not_there_or_broken(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["softmax", "gated-deltanet", "bdh"])
 def test_models_are_of_like_size_and_depend_on_the_seed(kind: str) -> None:
-    models = [trained.build(kind, seed) for seed in (0, 1)]
-    sizes = {sum(weight.numel() for weight in model.parameters()) for model in models}
+    built = [trained.build(kind, seed) for seed in (0, 1)]
+    sizes = {sum(weight.numel() for weight in model.parameters()) for model in built}
     assert len(sizes) == 1 and 25_000 < sizes.pop() < 45_000
-    first, second = (next(iter(model.parameters())) for model in models)
+    first, second = (next(iter(model.parameters())) for model in built)
     assert not torch.equal(first, second)
 
 
@@ -148,6 +151,42 @@ def test_a_model_of_bytes_is_refused() -> None:
     settings = {"model": "induction-circuit"}
     found = checkpoint.checkpoint(SimpleNamespace(settings=settings))  # type: ignore[arg-type]
     assert all("reads bytes" in value.reason for value in found.values())
+
+
+def asked_of(folder: Path, **settings: Any) -> SimpleNamespace:
+    """The context of the full tier on a checkpoint in a folder."""
+    own = {"model": str(folder), "haystack": "pydoc", "depths": (0.0, 0.5, 1.0), "controls": 2, **settings}
+    return SimpleNamespace(settings=own, progress=lambda fraction, words: None, cancel=None)
+
+
+def test_a_checkpoint_in_a_folder_that_retrieves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model written by hand with more words than a byte has values, saved, opened by its folder, and read like any checkpoint."""
+    monkeypatch.setattr(planted, "VOCAB", 260)
+    model = planted.hand_written().float()
+    model.architecture = "gpt"
+    models.save(model, tmp_path / "planted")
+    grid = lambda model, text, lengths, depths: needle_grid(model.vocab_size, lengths, depths, 5, repeats=1)  # noqa: E731
+    monkeypatch.setattr(checkpoint, "text_needle_grid", grid)
+    found = checkpoint.checkpoint(asked_of(tmp_path / "planted", lengths=(24,)))  # type: ignore[arg-type]
+    assert found["checkpoint_share"] == pytest.approx(1 / 12)
+    assert found["checkpoint"]["best"][0] == [*READER, 1.0] and found["checkpoint"]["recall"] == 1
+    assert found["checkpoint_stability"] > 0 and found["checkpoint_masking"] > 0.8
+
+
+def test_a_published_checkpoint_with_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    """A small GPT-2 in Hugging Face layout, at random weights: it reads needles in text, repeats none, and the tier says so."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=False))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    words.train_from_iterator([needle + question for needle, question in NEEDLES], trainer)
+    words.save(str(tmp_path / "tokenizer.json"))
+    config = transformers.GPT2Config(vocab_size=words.get_vocab_size(), n_positions=256, n_embd=16, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    found = checkpoint.checkpoint(asked_of(tmp_path, lengths=(200,), depths=(0.5,)))  # type: ignore[arg-type]
+    assert all("nothing is retrieved" in value.reason for value in found.values())
 
 
 def test_samples_are_over_models() -> None:
