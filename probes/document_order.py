@@ -130,12 +130,20 @@ def plan_order(
     return DocumentOrder(tuple(documents), question, mass, orders, watched, answers, likeliest)
 
 
-def store_order(store: RunStore, model: Any, found: DocumentOrder, title: str | None = None, **settings: Any) -> Run:
+def store_order(
+    store: RunStore,
+    model: Any,
+    found: DocumentOrder,
+    title: str | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Run:
     """Write a run of kind `document-order`: `mass` [document, place], and everything else in its results."""
     record = {"name": model.name, "architecture": model.architecture, **model.about()}
     with store.create(
         KIND, title or f"Order of {len(found.documents)} documents", model=record, text=found.question
     ) as run:
         run.add_array("mass", found.mass, axes=("document", "place"))
-        run.set(results={name: value for name, value in found.to_json().items() if name != "mass"}, settings=settings)
+        run.set(
+            results={name: value for name, value in found.to_json().items() if name != "mass"}, settings=settings or {}
+        )
     return store.open(run.id)

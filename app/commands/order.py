@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,12 +72,21 @@ def command(
             )
         except MeasurementCancelled:
             raise Failure("stopped", "Nothing was stored.") from None
-    run = store_order(store, opened, found, title, answer=answer, rounds=rounds, bases=given)
+    settings = {
+        "model": model, "documents": documents, "question": question, "answer": answer, "rounds": rounds, "bases": given,
+    }  # fmt: skip
+    settings["said"] = {name: spoken(opened, best) for name, best in found.next_tokens.items()}
+    run = store_order(store, opened, found, title, settings)
     if as_json:
         print_json({"id": run.id, "path": run.path, "model": model, **found.to_json()})
         return
     show(found, opened)
     note(f"Stored as {run.id} in {store.root}.")
+
+
+def spoken(model: Any, best: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+    """Tokens by their text, with their probabilities."""
+    return [(str(model.tokenizer.token_strings([token])[0]), chance) for token, chance in best]
 
 
 def show(found: Any, model: Any) -> None:
@@ -93,6 +103,6 @@ def show(found: Any, model: Any) -> None:
         "order", "log p(answer)", "likeliest next tokens", numbers=("log p(answer)",), wide=("likeliest next tokens",)
     )
     for name, best in found.next_tokens.items():
-        words = ", ".join(f"{model.tokenizer.token_strings([token])[0]!r} {chance:.2f}" for token, chance in best)
+        words = ", ".join(f"{token!r} {chance:.2f}" for token, chance in spoken(model, best))
         add_row(said, name, f"{found.answers[name]:.3f}" if name in found.answers else "", words)
     stdout().print(said)

@@ -71,7 +71,7 @@ def test_it_is_stored_and_stops(tmp_path: Path) -> None:
     model, store = models.build("gpt"), RunStore(tmp_path)
     said: list[str] = []
     found = plan_order(model, DOCUMENTS, "?", progress=lambda fraction, words: said.append(words))
-    run = store_order(store, model, found, rounds=3)
+    run = store_order(store, model, found, settings={"rounds": 3})
     np.testing.assert_array_equal(run.array("mass"), found.mass)
     assert run.kind == "document-order" and run.manifest["results"]["orders"]["attnrank"] == list(
         found.orders["attnrank"]

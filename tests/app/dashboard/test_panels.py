@@ -14,7 +14,7 @@ from app.figures.common import number
 from app.page import Page
 from app.pages import find_pages
 from app.panels.base import READABLE_ERRORS, NothingToShow, Panel, PicturePanel, StripPanel, TooLarge
-from app.panels.results import ResultPanel
+from app.panels.results import OfResult
 from app.panels.words import pattern_words
 from app.render import share_of_row, to_levels
 from app.services import Scene, Services
@@ -266,7 +266,7 @@ def test_nothing_to_show_without_a_run(services: Services, tmp_path: os.PathLike
         for panel in PANELS.values():
             with pytest.raises(NothingToShow) as why:
                 panel.check(scene)
-            assert why.value.title == ("Nothing measured yet" if isinstance(panel, ResultPanel) else title)
+            assert why.value.title == ("Nothing measured yet" if isinstance(panel, OfResult) else title)
 
 
 def test_too_many_numbers_for_one_file_are_refused_in_words(services: Services, run_ids: RunIds) -> None:
