@@ -14,6 +14,7 @@ from probes.text_needles import text_needle_grid
 from workbench.lab.corpora import load_corpus
 
 BYTES = 256
+LONGEST_TOKEN = 16  # characters; tokens of text are shorter on average, so that much text is enough
 NAMES = ("checkpoint_share", "checkpoint_stability", "checkpoint_masking")
 
 
@@ -29,7 +30,7 @@ def checkpoint(context: Context) -> dict[str, Any]:
             f"{model.name} reads bytes; any English repeats most letters of a needle, so that success cannot be told"
         )
         return dict.fromkeys(NAMES, NotRun(reason))
-    haystack = load_corpus(settings["haystack"], "all").text
+    haystack = load_corpus(settings["haystack"], "all").text[: LONGEST_TOKEN * max(settings["lengths"])]
     runs = text_needle_grid(model, haystack, settings["lengths"], settings["depths"])
     context.progress(0.1, f"{len(runs)} needles")
     try:
