@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 
 from app.commands._console import Failure, add_row, new_table, note, print_json, read_text, stdout
-from app.commands._measure import At, Figure, Model, Named, measure, report
+from app.commands._measure import At, Figure, Model, drawn, measure, report, write_figures
 from app.commands._options import AsJson, Out, TextFile, Words
 from app.view_state import ViewState
 
@@ -103,25 +102,37 @@ def _search(
     as_json: bool, shown: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Trace the text, then what `start(services, scene)` submits over that run."""
-    from app.measure.common import checked_model
     from app.panels.synapses import PANELS
+
+    services, run, view = _over_a_trace(model, text, start, at, followed, out)
+    panels = {panel.id: panel for panel in PANELS}
+    report(
+        services, view.change(page="synapses"), run, [panels[name] for name in shown], as_json=as_json, figure=figure
+    )
+
+
+def _over_a_trace(
+    model: str, text: str, start: Any, at: int | None, followed: tuple[Any, ...], out: Path | None
+) -> tuple[Any, Any, ViewState]:
+    """Trace the text, then run what `start(services, scene)` submits over that trace: services, what came out, the view of the trace."""
+    from app.measure.common import checked_model
     from workbench.lab.trace import trace_run
 
-    traced: list[Any] = []
+    view = ViewState(query=at, synapses=followed)
 
     def both(services: Any) -> Any:
+        nonlocal view
         loaded = services.models.load(checked_model(services, model))
         length = loaded.to_tokens(text).shape[1]
         if at is not None and at >= length:
             raise Failure(f"--at {at}: the text has {length} tokens", f"Give 0 to {length - 1}.")
-        traced.append(trace_run(loaded, text, services.store, progress=services.jobs.report))
-        services.models.names = (*services.models.names, traced[0].model["name"])
-        return start(services, services.scene(ViewState(run=traced[0].id, query=at, synapses=followed)))
+        traced = trace_run(loaded, text, services.store, progress=services.jobs.report)
+        services.models.names = (*services.models.names, traced.model["name"])
+        view = view.change(run=traced.id)
+        return start(services, services.scene(view))
 
     services, run = measure(both, out, (model,), f"synapses of {model}")
-    panels = {panel.id: panel for panel in PANELS}
-    view = ViewState(page="synapses", run=traced[0].id, query=at, synapses=followed)
-    report(services, view, run, [panels[name] for name in shown], as_json=as_json, figure=figure)
+    return services, run, view
 
 
 def reads_command(
@@ -136,6 +147,8 @@ def reads_command(
     ] = None,
     at: At = None,
     show: Annotated[int, typer.Option(help="Readings, and pairs of neurons of the first.", min=1)] = 10,
+    figure: Figure = None,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """What a token reads: from a logit to layer, head and past token, and to the pairs of neurons that match.
@@ -145,48 +158,50 @@ def reads_command(
     content = read_text(text, file)
     if logit is not None and len(logit.encode()) != 1:
         raise typer.BadParameter(f"--logit {logit!r} is not one character of one byte")
-    from app.measure.common import checked_model
-    from probes import bdh
+    if at == 0 or (at is None and len(content) < 2):
+        raise Failure("token 0 cannot be asked about", "Give a later one: the first reads nothing.")
 
-    catalogue: Any = SimpleNamespace(models=Named(model))
-    loaded = catalogue.models.load(checked_model(catalogue, model))
-    tokens = loaded.to_tokens(content)
-    place = tokens.shape[1] - 1 if at is None else at
-    if not 1 <= place < tokens.shape[1]:
-        raise Failure(
-            f"token {place} cannot be asked about",
-            f"The text has tokens 0 to {tokens.shape[1] - 1}; the first reads nothing.",
-        )
-    wanted = int(loaded(tokens)[0, place].argmax()) if logit is None else logit.encode()[0]
-    circuit = bdh.read_circuit(loaded, tokens, logit=wanted, at=place)
-    names = circuit.tokens[0]
+    def start(services: Any, scene: Any) -> Any:
+        from app.measure.reads import start_reads
+
+        return start_reads(services, scene, logit)
+
+    services, run, view = _over_a_trace(model, content, start, at, (), out)
+    from app.panels.reads import PAIRS, PANELS, TOP
+
+    scene = services.scene(view.change(page="reads", result=run.id))
+    if figure is not None:
+        write_figures(figure, run.title, [drawn(panel, scene) for panel in PANELS])
+    scores, names, place = run.array("scores"), scene.tokens, run.manifest["settings"]["at"]
     readings = [
         {
             "layer": layer,
             "head": head,
             "token": past,
             "text": names[past],
-            "contribution": part,
-            "score": float(circuit.scores[0, layer, head, past]),
+            "contribution": float(TOP.contributions(scene)[layer, head, past]),
+            "score": float(scores[layer, head, past]),
         }
-        for layer, head, past, part in circuit.top(show)
+        for layer, head, past in TOP.best(scene, show)
     ]
-    first = readings[0]
-    pairs = bdh.matching_pairs(loaded, tokens, first["layer"], first["head"], past=first["token"], at=place, k=show)
-    columns = {"pair": pairs.pairs, "score": pairs.contribution, "same": pairs.same, "cross": pairs.cross}
+    if not readings:
+        raise Failure("nothing was read", "No reading of this token changes this logit.")
+    first, pairs = readings[0], PAIRS.pairs(scene)
     matched = [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*(column.tolist() for column in columns.values()), strict=True)
+        {"pair": pair, **{name: float(pairs[name][pair]) for name in pairs}}
+        for pair in PAIRS.order(scene, show).tolist()
     ]
-    (asked,) = loaded.tokenizer.token_strings([wanted])
+    whole, asked = float(pairs["score"].sum()), run.manifest["results"]["symbol"]
     if as_json:
         print_json(
             {
+                "id": run.id,
+                "path": run.path,
                 "token": place,
                 "text": names[place],
                 "logit": asked,
                 "readings": readings,
-                "score": pairs.score,
+                "score": whole,
                 "pairs": matched,
             }
         )
@@ -217,5 +232,6 @@ def reads_command(
     stdout().print(table)
     note(
         f"Token {place} ‘{names[place]}’, logit of ‘{asked}’. Below: the pairs of neurons behind the first line, "
-        f"of {pairs.score:.4g} in all."
+        f"of {whole:.4g} in all."
     )
+    note(f"Stored as {run.id} in {services.store.root}; `workbench serve` shows it.")

@@ -14,11 +14,10 @@ from app.frames import content_frame, explain, frame, scene_of_slice, slice_inpu
 from app.measure.reads import KIND, start_reads
 from app.page import Page, scale_choice, zoom_buttons
 from app.pages.synapses import depth_of, no_synapses, symbol_input
-from app.panels.reads import PANELS
+from app.panels.reads import MAP, PAIRS, PANELS, STRIP, TOP
 from app.panels.results import measured
 from app.services import Scene, Services
 
-MAP, STRIP, TOP, PAIRS = PANELS
 SAID_PAIRS = 4
 
 
@@ -57,9 +56,9 @@ def _form(scene: Scene) -> Component:
 def neuron_words(scene: Scene) -> Any:
     """What the neurons of the chosen reading's largest pairs are excited by, and what they promote when they fire."""
     try:
-        _, head, _ = PAIRS.chosen(scene)  # type: ignore[attr-defined]
-        says = PAIRS.results(scene)["says"]  # type: ignore[attr-defined]
-        neurons = [2 * pair + side for pair in PAIRS.order(scene)[:SAID_PAIRS].tolist() for side in (0, 1)]  # type: ignore[attr-defined]
+        _, head, _ = PAIRS.chosen(scene)
+        says = PAIRS.results(scene)["says"]
+        neurons = [2 * pair + side for pair in PAIRS.order(scene)[:SAID_PAIRS].tolist() for side in (0, 1)]
     except Exception as failure:
         return explain("read-says", failure)
     lines: list[Component] = []

@@ -29,10 +29,10 @@ class ReadPanel(OfOpenRun):
         """What reading each past token adds to the logit: [layer, head, pos] for the positions before the token."""
         return np.asarray(self.array(scene, "contributions"), np.float64)
 
-    def best(self, scene: Scene) -> list[Read]:
+    def best(self, scene: Scene, most: int = SHOWN_READS) -> list[Read]:
         """Readings by the size of what they add, largest first; those that add nothing are left out."""
         values = self.contributions(scene)
-        order = np.argsort(-np.abs(values), axis=None, kind="stable")[:SHOWN_READS]
+        order = np.argsort(-np.abs(values), axis=None, kind="stable")[:most]
         places = np.stack(np.unravel_index(order, values.shape), 1).tolist()
         return [(layer, head, past) for layer, head, past in places if values[layer, head, past] != 0]
 
@@ -201,10 +201,10 @@ class ReadPairs(ReadPanel, FigurePanel):
         layer, head, past = self.chosen(scene)
         return reader(scene).matching_pairs(layer, head, self.settings(scene)["at"], past)
 
-    def order(self, scene: Scene) -> np.ndarray:
-        """The pairs that are drawn, largest first."""
+    def order(self, scene: Scene, most: int = SHOWN_PAIRS) -> np.ndarray:
+        """The pairs that match, largest first."""
         score = self.pairs(scene)["score"]
-        return np.argsort(-np.abs(score), kind="stable")[: min(SHOWN_PAIRS, int((score != 0).sum()))]
+        return np.argsort(-np.abs(score), kind="stable")[: min(most, int((score != 0).sum()))]
 
     def values(self, scene: Scene) -> np.ndarray:
         found, order = self.pairs(scene), self.order(scene)
@@ -255,4 +255,4 @@ values = np.stack([found[part][order] for part in ("score", "same", "cross")])
 """
 
 
-PANELS = (ReadMap(), ReadStrip(), TopReads(), ReadPairs())
+MAP, STRIP, TOP, PAIRS = PANELS = (ReadMap(), ReadStrip(), TopReads(), ReadPairs())

@@ -70,18 +70,22 @@ def test_who_wrote_a_synapse_at_a_token(workbench: Command, tmp_path: Path) -> N
     np.testing.assert_allclose([row[1] for row in rows(done, "synapse-strength")], strength, rtol=2e-3, atol=1e-4)
 
 
-def test_what_a_token_reads(workbench: Command) -> None:
+def test_what_a_token_reads(workbench: Command, tmp_path: Path) -> None:
+    stored = ("--out", tmp_path / "runs")
     model = models.load(MODEL)
     circuit = bdh.read_circuit(model, TEXT, logit=ord("c"), at=30)
-    done = workbench("bdh", "reads", MODEL, TEXT, "--logit", "c", "--at", 30, "--show", 5, "--json")
+    done = workbench("bdh", "reads", MODEL, TEXT, "--logit", "c", "--at", 30, "--show", 5, "--json", *stored)
     assert done.code == 0, done.err  # type: ignore[attr-defined]
     found = done.json["readings"]  # type: ignore[attr-defined]
     assert [(r["layer"], r["head"], r["token"]) for r in found] == [place[:3] for place in circuit.top(5)]
     np.testing.assert_allclose([r["contribution"] for r in found], [place[3] for place in circuit.top(5)], rtol=1e-6)
     assert done.json["score"] == pytest.approx(found[0]["score"], rel=1e-4)  # type: ignore[attr-defined]
-    every = workbench("bdh", "reads", MODEL, TEXT, "--at", 30, "--show", 99, "--json").json  # type: ignore[attr-defined]
+    every = workbench("bdh", "reads", MODEL, TEXT, "--at", 30, "--show", 99, "--json", *stored).json  # type: ignore[attr-defined]
     assert sum(pair["score"] for pair in every["pairs"]) == pytest.approx(every["score"], rel=1e-6)
-    shown = workbench("bdh", "reads", MODEL, TEXT)
+    page = tmp_path / "reads.html"
+    shown = workbench("bdh", "reads", MODEL, TEXT, "--figure", page, *stored)
+    assert page.read_text("utf-8").count('class="plotly-graph-div"') == 3
+    assert [entry.kind for entry in RunStore(tmp_path / "runs").list()].count("bdh-reads") == 3
     assert shown.code == 0 and "adds to the logit" in shown.out and "‘.’" in shown.err  # type: ignore[attr-defined]
 
 
@@ -208,7 +212,6 @@ def test_a_stop_stores_nothing(workbench: Command, tmp_path: Path, monkeypatch: 
 def test_what_is_typed_wrongly_is_named(
     workbench: Command, tmp_path: Path, options: list, code: int, words: str
 ) -> None:
-    stored = [] if options[0] == "reads" else ["--out", tmp_path / "runs"]
-    done = workbench("bdh", *options, *stored)
+    done = workbench("bdh", *options, "--out", tmp_path / "runs")
     assert done.code == code and words in " ".join(done.err.split()), done.err  # type: ignore[attr-defined]
     assert done.out == "" and not [e for e in RunStore(tmp_path / "runs").list() if e.kind != "trace"]  # type: ignore[attr-defined]
