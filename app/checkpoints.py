@@ -113,6 +113,8 @@ def folder_entry(name: str, folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / "config.json")
         card = read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+        if not (isinstance(config, dict) and isinstance(card, dict)):
+            raise CheckpointError(f"{folder} has settings that are no object.")
     except CheckpointError as error:
         config, card = {}, {"description": str(error)}
     kind = config.get("architecture") or config.get("model_type") or "unknown"

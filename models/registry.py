@@ -206,6 +206,7 @@ def load(
     cache_dir: Path | None = None,
     allow_pickle_conversion: bool = False,
     config: Mapping[str, Any] | None = None,
+    tokenizer: bool = True,
     progress: Callable[[float, str], None] | None = None,
 ) -> Decoder:
     """Open a model: a shipped one by name, `<architecture>-random`, a folder written by `save`, or a published checkpoint.
@@ -213,9 +214,11 @@ def load(
     Args:
         name: also a folder in Hugging Face layout, the name of a folder under `$WORKBENCH_MODELS`, or a hub id (`owner/name`; `gpt2` and a
             few others without owner); or a file of tensors, with a config.json beside it or `config`.
-        dtype: e.g. torch.float64 (default: float32; `"auto"`, for published checkpoints: as stored). device: where to put it.
+        dtype: torch.float64 or "float64", for example (default: float32; `"auto"`, for published checkpoints: as stored).
+        device: where to put it.
         revision, cache_dir: of a hub id. allow_pickle_conversion: read published weights that come as pickles only, with torch's
             restricted unpickler. config: fields of a published config.json to use instead of what it says, or where there is none.
+        tokenizer: False opens a published checkpoint without its tokenizer, for token ids only.
         progress: called with (fraction, words) while files come and weights are read; what it raises stops the opening.
 
     Raises:
@@ -227,6 +230,8 @@ def load(
     from models.pretrained.loader import is_published, load_folder
 
     text = str(name)
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = _dtype_called(dtype)
     folder = SHIPPED / text if text in shipped_names() else folder_called(text) or Path(text)
     published = hub_id(text) if isinstance(name, str) and not folder.exists() else None
     report = progress or (lambda fraction, words: None)
@@ -246,6 +251,7 @@ def load(
             name=text if published else None,
             allow_pickle_conversion=allow_pickle_conversion,
             config=config,
+            tokenizer=tokenizer,
             progress=lambda done, total: report(0.8 + 0.2 * done / total, f"weight {done} of {total}"),
         )
         dtype = None
@@ -254,7 +260,7 @@ def load(
             f"{text!r} is no published checkpoint, so config= has no place. Expected a folder or a file of tensors."
         )
     elif (folder / "config.json").is_file():
-        model = _load_folder(folder, dtype)
+        model = _load_folder(folder, None if dtype == "auto" else dtype)
     elif text.endswith("-random"):
         model = build(text.removesuffix("-random"))
     else:
@@ -264,9 +270,25 @@ def load(
             raise UnknownModel(f"{text!r} holds no config.json. {expected} {known}")
         names = [*SHORT, *(record.name for record in list_models())]
         raise UnknownModel(why_missing(text) or f"Unknown model {text!r}.{suggestion(text, names)} {known}")
+    if dtype == "auto":
+        raise ValueError(
+            f"dtype='auto' is for published checkpoints, and {text!r} is none. Expected a torch dtype or None."
+        )
     if dtype is not None or device is not None:
         model.to(device=device, dtype=dtype)
     return model.eval()
+
+
+def _dtype_called(name: str) -> Any:
+    """torch's dtype of this name; ValueError for anything that weights are not stored in."""
+    from workbench.lab.checkpoints import STORAGE_DTYPES
+
+    if name not in STORAGE_DTYPES:
+        known = ", ".join(STORAGE_DTYPES)
+        raise ValueError(
+            f"dtype={name!r}.{suggestion(name, STORAGE_DTYPES)} Expected 'auto' (as stored), {known}, or a torch dtype."
+        )
+    return STORAGE_DTYPES[name]
 
 
 def _load_folder(folder: Path, dtype: Any) -> Decoder:

@@ -102,7 +102,7 @@ def show_checkpoint(record: dict[str, Any]) -> None:
         where += f"; {size(record['download_bytes'])} to download"
     facts = {
         "type": record["model_type"],
-        "opens as": record["architecture"] or f"cannot be opened: {record['problem']}",
+        "opens as": f"cannot be opened: {record['problem']}" if record["problem"] else record["architecture"],
         "output": record["gives"] or "not known before it is downloaded",
         "where": where,
         "licence": record["licence"] or "not stated",
@@ -116,7 +116,7 @@ def show_checkpoint(record: dict[str, Any]) -> None:
     }
     if record["reads_source"]:
         facts["reads"] = "a source besides the text: --source of `workbench trace`"
-    if record["architecture"] is None:
+    if record["problem"]:
         del facts["output"]
     stdout().print(facts_table("checkpoint", record["name"], facts))
 

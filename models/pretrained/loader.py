@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from models.architecture_record import Architecture
 from models.decoder import Decoder
 from models.diagram import model_blocks
-from models.pretrained.family import Conversion, Fields, family, recognised
+from models.pretrained.family import Conversion, Fields, UnsupportedCheckpoint, family, recognised
 from models.pretrained.stored import Checkpoint, shapes
 from models.pretrained.tokenizer import tokenizer_of
 from workbench.instrument.errors import suggestion
@@ -32,7 +32,9 @@ def is_published(folder: Path) -> bool:
     if not path.is_file():
         return False
     record = read_json(path)
-    if not isinstance(record, dict) or "architecture" in record:
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a {type(record).__name__}. Expected an object with the model's settings.")
+    if "architecture" in record:
         return False
     return "model_type" in record or recognised(record, plain_shapes(folder)) is not None
 
@@ -82,7 +84,13 @@ def conversion_of(
     config: fields that the caller gives. stored: the shapes of all tensors, where they are known already.
     """
     fields = Fields(record_of(folder, config, plain_shapes(folder) if stored is None else stored), names)
-    return family(fields.model_type)(fields), fields
+    convert = family(fields.model_type)
+    try:
+        return convert(fields), fields
+    except (TypeError, ZeroDivisionError, AttributeError, IndexError) as error:
+        raise UnsupportedCheckpoint(
+            f"{folder}: a setting in its config.json has a value of another kind than expected ({error})."
+        ) from error
 
 
 def load_folder(
@@ -93,6 +101,7 @@ def load_folder(
     name: str | None = None,
     allow_pickle_conversion: bool = False,
     config: Mapping[str, Any] | None = None,
+    tokenizer: bool = True,
     progress: Progress | None = None,
 ) -> Decoder:
     """Open a folder in Hugging Face layout, or a file of tensors.
@@ -100,7 +109,8 @@ def load_folder(
     Args:
         config: fields of its config.json to use instead of what that says, or where there is none.
         architecture: the registry's look-up by name. dtype: of the weights (None: float32; `"auto"`: as stored).
-        name: what the model is called. progress: called with (weights read, all weights).
+        name: what the model is called. tokenizer: False opens it without one, for token ids only.
+        progress: called with (weights read, all weights).
 
     Raises:
         UnknownModel: a model type that has no converter. UnsupportedCheckpoint: a setting that our modules lack. CheckpointError: missing,
@@ -121,7 +131,7 @@ def load_folder(
     model.name, model.architecture = name or name_of(folder), kind.name
     blocks = model_blocks(model)
     model.origin = {"family": kind.family, "paper": kind.paper, "provenance": "pretrained", "blocks": blocks}
-    tokens = tokenizer_of(folder, model.vocab_size)
+    tokens = tokenizer_of(folder, model.vocab_size) if tokenizer else None
     if tokens is not None or model.vocab_size != 256:
         model.tokenizer = tokens
     model.card = card_of(folder, fields)

@@ -19,7 +19,7 @@ from models.pretrained.family import UnsupportedCheckpoint
 from models.pretrained.folders import folder_called, why_missing
 from models.pretrained.hub import cached, hub_id, listed, small_file
 from models.pretrained.loader import conversion_of, is_published, licence_of
-from models.pretrained.stored import shapes
+from models.pretrained.stored import Checkpoint, shapes
 from workbench.lab.checkpoints import CheckpointError, read_json
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -89,7 +89,7 @@ def outlook_of(name: str, folder: Path | None, *, dtype: str = "float32", cache_
 
 
 def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
-    stored = shapes(folder)
+    stored, damage = _stored(folder)
     counts = {tensor: prod(shape) for tensor, (shape, _) in stored.items()}
     sizes = [counts[tensor] * STORED_BYTES.get(kind, 4) for tensor, (_, kind) in stored.items()]
     loaded = sum(sizes) if dtype == "auto" else BYTES[dtype] * sum(counts.values())
@@ -100,17 +100,31 @@ def _of_folder(name: str, place: str, folder: Path, dtype: str) -> Outlook:
         place=place,
         model_type=str(record.get("model_type") or record.get("architecture") or "unknown"),
         architecture=told["architecture"],
-        problem=told["problem"],
-        parameters=sum(counts.values()),
+        problem=told["problem"] or damage,
+        parameters=sum(counts.values()) or None,
         stored_dtypes=tuple(sorted({kind for _, kind in stored.values()})),
         licence=licence_of(folder),
         file_bytes=sum(sizes),
         download_bytes=0,
-        load_bytes=loaded,
+        load_bytes=loaded or None,
         trace_bytes_per_token=_per_token(told["config"]),
         gives=_gives(told["config"]),
         reads_source=hasattr(told["config"], "encoder_layers"),
     )
+
+
+def _stored(folder: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], str]:
+    """The tensors in a folder by name, from headers alone, and what is wrong with its weights, in words."""
+    try:
+        Checkpoint(folder)
+    except CheckpointError as error:
+        damage = str(error)
+    else:
+        damage = ""
+    try:
+        return shapes(folder), damage
+    except CheckpointError as error:
+        return {}, damage or str(error)
 
 
 def _on_the_hub(name: str, dtype: str, cache_dir: Path | None) -> Outlook:

@@ -225,6 +225,9 @@ def shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             length = int.from_bytes(file.read(8), "little")
             if length > path.stat().st_size:
                 raise CheckpointError(f"{path} is not a whole safetensors file.")
-            header = json.loads(file.read(length))
+            try:
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise CheckpointError(f"{path} is not a whole safetensors file: it has no header.") from None
         found |= {name: (tuple(r["shape"]), r["dtype"]) for name, r in header.items() if name != "__metadata__"}
     return found

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.lab.checkpoints import CheckpointError
+
 FAST = "tokenizer.json"
+WITHOUT = "For token ids only: models.load(..., tokenizer=False)."
 OTHERS = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tokenizer_config.json")
 MASKS = ("[MASK]", "<mask>")  # of BERT and DistilBERT; of RoBERTa and its relatives
 _MARKS = {"Ġ": " ", "▁": " ", "Ċ": "↵", "ĉ": "⇥", "\n": "↵", "\t": "⇥"}
@@ -71,10 +74,27 @@ def tokenizer_of(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
         from tokenizers import Tokenizer
 
         name = f"{folder.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
-        return PretrainedTokenizer(Tokenizer.from_file(str(path)), name, vocab_size)
-    if not any((folder / name).is_file() for name in OTHERS[:-1]):
+        try:
+            backend = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            raise CheckpointError(f"{path} is no tokenizer that can be read: {error}. {WITHOUT}") from None
+        return PretrainedTokenizer(backend, name, vocab_size)
+    there = [name for name in OTHERS[:-1] if (folder / name).is_file()]
+    if not there:
         return None
     from transformers import AutoTokenizer
 
-    converted = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    return PretrainedTokenizer(converted.backend_tokenizer, folder.name, vocab_size)
+    try:
+        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except Exception as error:  # whatever a tokenizer's class makes of a file that it does not understand
+        raise CheckpointError(
+            f"{folder}: its tokenizer ({', '.join(there)}) cannot be converted by transformers: {_reason(error)} Expected {FAST}, which "
+            f"most checkpoints have beside it; SentencePiece files need the packages sentencepiece and protobuf. {WITHOUT}"
+        ) from error
+    return PretrainedTokenizer(backend, folder.name, vocab_size)
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence or line of what went wrong."""
+    line = (str(error).splitlines() or [type(error).__name__])[0].strip()
+    return line if line.endswith(".") else f"{line}."

@@ -59,6 +59,18 @@ def test_folders_are_listed_behind_the_shipped_models(services: Services) -> Non
     assert labels.index(overview.OTHER) == len(labels) - 1, "random weights would come behind it"
 
 
+def test_one_odd_folder_does_not_spoil_the_list(tmp_path: Path) -> None:
+    for name, content in (("a list", "[1]"), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    listed = {entry["name"]: entry["description"] for entry in Checkpoints(tmp_path).listed()}
+    assert "no object" in listed["a list"] and "not valid JSON" in listed["broken"]
+    about = overview.about_model(
+        Services(None, None, WorkbenchModels(None, None, tmp_path)), "a list", None, None, asked=False
+    )  # type: ignore[arg-type]
+    assert "holds a list" in str(about.words)
+
+
 def test_what_opening_takes(services: Services) -> None:
     known = services.models.look_up("llama")
     parameters = models.load(services.models.checkpoints.root / "llama").n_parameters()  # type: ignore[attr-defined]

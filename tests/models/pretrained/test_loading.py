@@ -79,7 +79,7 @@ def test_dtypes(original: Path) -> None:
     assert next(models.load(original).parameters()).dtype == torch.float32
     assert next(models.load(original, dtype="auto").parameters()).dtype == torch.float64, "as stored"
     assert next(models.load(original, dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
-    with pytest.raises(ValueError, match=r"dtype='half'. Expected a torch dtype, 'auto'"):
+    with pytest.raises(ValueError, match=r"dtype='half'. Expected 'auto' \(as stored\), float32"):
         models.load(original, dtype="half")
 
 
@@ -145,6 +145,75 @@ def test_pickles_are_rewritten_as_safetensors(original: Path, folder: Path, tmp_
         convert_pickles(original, tmp_path / "other")
     with pytest.raises(CheckpointError, match="is no folder"):
         convert_pickles(folder / "config.json", tmp_path / "other")
+
+
+def in_shards(folder: Path, present: int) -> None:
+    """The weights in two shards, of which the first `present` are there."""
+    weights = load_file(folder / "model.safetensors")
+    places = {name: f"model-{1 + i % 2}.safetensors" for i, name in enumerate(sorted(weights))}
+    for number in range(1, 1 + present):
+        file = f"model-{number}.safetensors"
+        save_file({name: weights[name] for name in places if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def cut(folder: Path, length: int) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:length])
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: in_shards(f, 1), "the shard 'model-2.safetensors' is missing"),
+        (as_pickle, "only as pickles"),
+        (lambda f: cut(f, 0), "not a whole safetensors file"),
+        (lambda f: cut(f, 3000), "not a whole safetensors file"),
+        (lambda f: cut(f, 5), "not a whole safetensors file"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+        (lambda f: edit_config(f, num_hidden_layers="three"), "a value of another kind than expected"),
+    ],
+    ids=["missing shard", "pickles", "empty", "cut", "five bytes", "no weights", "text for a number"],
+)
+def test_damage_is_said_before_and_while_opening(folder: Path, harm: Any, message: str) -> None:
+    """`workbench models` and the dashboard's form ask for the outlook, which has the same words as the error."""
+    harm(folder)
+    assert message in outlook(folder).problem
+    with pytest.raises(ValueError, match=message):
+        models.load(folder)
+
+
+def test_whole_shards_have_no_problem(folder: Path) -> None:
+    in_shards(folder, 2)
+    known = outlook(folder)
+    assert known.problem == "" and known.parameters == models.load(folder).n_parameters()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("tokenizer.json", "{}"), ("tokenizer.json", "no"), ("spiece.model", "no")]
+)
+def test_a_tokenizer_that_cannot_be_read(folder: Path, file: str, content: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{file}.*models\.load\(\.\.\., tokenizer=False\)"):
+        models.load(folder)
+    model = models.load(folder, tokenizer=False)
+    assert model.tokenizer is None and model(tokens()).shape == (1, 9, 61)
+
+
+def test_dtypes_by_name(folder: Path, tmp_path: Path) -> None:
+    assert models.load(folder, dtype="bfloat16").W_E.dtype == torch.bfloat16
+    assert models.load("gpt2-random", dtype="float64").W_E.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"dtype='float3'\. Did you mean 'float32'"):
+        models.load(folder, dtype="float3")
+    models.save(models.build("gpt2"), tmp_path / "own")
+    with pytest.raises(ValueError, match="dtype='auto' is for published checkpoints"):
+        models.load(tmp_path / "own", dtype="auto")
 
 
 def test_paths_that_lead_nowhere(original: Path) -> None:
