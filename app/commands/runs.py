@@ -19,7 +19,6 @@ from app.commands._console import (
     stdout,
 )
 from app.commands._options import AsJson, RunsFolder, complete_runs, open_store
-from workbench.lab.run_format import RunError
 
 PANEL = "What is here"
 
@@ -147,6 +146,8 @@ def import_run(
     as_json: AsJson = False,
 ) -> None:
     """Take in runs from zip files. Each is checked byte by byte before it is listed."""
+    from workbench.lab.run_format import RunError
+
     store = open_store(runs)
     taken = []
     for file in files:
