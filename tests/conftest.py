@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.references import transformers_in_plain_torch
+
 # Set before the first import of torch or a tokenizer, and inherited by the subprocesses that some tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
@@ -22,6 +24,10 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    transformers_in_plain_torch()
 
 
 @pytest.fixture(scope="session", autouse=True)
