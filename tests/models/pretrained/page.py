@@ -28,7 +28,9 @@ logits, cache = model.run_with_cache("When Mary and John went to the shops", rol
 Weights are mapped, converted one by one and put into a model that had no memory before: opening takes at most 1.15 times the memory of the
 weights afterwards (a test and `make bench ARGS="--only loading"` measure it). Weights that exist only as pickles are refused, unless
 `allow_pickle_conversion=True`; `workbench models FOLDER --convert NEW_FOLDER` writes them as safetensors once. The checkpoint's own
-tokenizer comes with it, where there is one; texts get its special tokens.
+tokenizer comes with it, where there is one, and texts get its special tokens; one that cannot be read is an error, and `tokenizer=False`
+opens the model without it. What is wrong with the weights (a shard that is missing, a cut file, pickles) `workbench models NAME`, the
+outlook and the dashboard's form say before anything is opened, in the words of the error.
 
 ## Three ways in
 

@@ -18,7 +18,8 @@ from models.pretrained.outlook import outlook
 from models.pretrained.pickles import convert_pickles
 from models.registry import architecture
 from tests.models.pretrained.peak_memory import peak_of_loading, write_large
-from tests.models.pretrained.reference import CASES, largest, write
+from tests.models.pretrained.reference import CASES, Case, largest, write
+from tests.models.pretrained.test_encoders import CASES as ENCODERS
 from workbench.lab.checkpoints import CheckpointError
 
 
@@ -354,6 +355,38 @@ def test_the_checkpoints_own_tokenizer(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.update({"model.embed_tokens.weight": torch.randn(20, 32)}))
     with pytest.raises(ValueError, match="do not belong together"):
         models.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert-masked", "gpt2", "opt"])
+def test_tokenizers_of_older_layouts(tmp_path: Path, kind: str) -> None:
+    """`vocab.txt`, or `vocab.json` with `merges.txt`, as many checkpoints have them instead of a `tokenizer.json`."""
+    from tokenizers import pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s"]
+    if kind != "bert-masked":
+        words = [
+            "<pad>",
+            "</s>",
+            "<unk>",
+            "<|endoftext|>",
+            *sorted(pre_tokenizers.ByteLevel.alphabet()),
+            "th",
+            "the",
+            "Ġthe",
+        ]
+    case = {**CASES, **ENCODERS}[kind]
+    write(Case(case.model, {**case.settings, "vocab_size": len(words)}), tmp_path / kind)
+    if kind == "bert-masked":
+        (tmp_path / kind / "vocab.txt").write_text("\n".join(words))
+    else:
+        (tmp_path / kind / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        (tmp_path / kind / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ the\n")
+    model = models.load(tmp_path / kind)
+    if kind == "bert-masked":
+        assert model.to_tokens("The cats [MASK]").tolist() == [[2, 5, 6, 7, 4, 3]] and model.tokenizer.mask_id == 4
+    else:
+        assert model.tokenizer.token_strings(model.tokenizer.encode_plain("the the")) == ["the", " the"]
+        assert model.tokenizer.mask_id is None
 
 
 # ------------------------------------------------------------------------------------------------------------- memory
