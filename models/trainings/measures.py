@@ -1,0 +1,52 @@
+"""Quantities that experiments compare, each measured on held-out rows."""
+
+import torch
+from torch import nn
+
+from models.trainings.record import Experiment, Measure, answers
+
+
+def accuracy(module: nn.Module, experiment: Experiment, seed: int) -> float:
+    """Share of the answers asked for that are right."""
+    tokens, asked, targets, _ = experiment.test_batch(seed)
+    right = answers(module, tokens) == targets
+    return float(right[asked].double().mean())
+
+
+def accuracy_beyond(module: nn.Module, experiment: Experiment, seed: int) -> float:
+    """The same, of answers at places that the training rows did not have."""
+    tokens, asked, targets, _ = experiment.test_batch(seed)
+    asked = asked & (torch.arange(tokens.shape[1]) >= experiment.task.length)
+    return float((answers(module, tokens) == targets)[asked].double().mean())
+
+
+def source_share(module: nn.Module, experiment: Experiment, seed: int) -> float:
+    """How much of a question's reading falls on the token that holds the answer: the mean over answers of the largest share over layers
+    and heads.
+
+    Shares are of absolute weights, so that signed patterns count as much for what they take away as for what they add.
+    """
+    tokens, _, _, facts = experiment.test_batch(seed)
+    row, place = (facts["source"] >= 0).nonzero(as_tuple=True)
+    source = facts["source"][row, place]
+    best = torch.zeros(len(row))
+    with torch.no_grad():
+        for pattern in module.eval().patterns(tokens[:, :-1]).values():  # type: ignore[operator]
+            read = pattern.values[row, :, place - 1].abs()  # [answer, head, key]
+            share = read[torch.arange(len(row)), :, source] / read.sum(-1).clamp(min=1e-12)
+            best = torch.maximum(best, share.amax(1))
+    return float(best.double().mean())
+
+
+def loss(module: nn.Module, experiment: Experiment, seed: int) -> float:
+    """Mean loss of the answers asked for, in nats."""
+    tokens, asked, targets, _ = experiment.test_batch(seed)
+    with torch.no_grad():
+        logits = module.eval()(tokens[:, :-1])
+    return float(nn.functional.cross_entropy(logits[asked[:, 1:]].double(), targets[asked]))
+
+
+ACCURACY = Measure("share of answers that are right", accuracy)
+BEYOND = Measure("share of answers that are right beyond the trained length", accuracy_beyond)
+SOURCE = Measure("share of a question's reading that falls on its answer, best head", source_share)
+LOSS = Measure("loss in nats", loss, less=True)
