@@ -41,7 +41,10 @@ verdicts.
 
 def page(experiments: Mapping[str, Experiment], results: Mapping[str, Any]) -> str:
     """The whole page as markdown; experiments without results are left out."""
-    measured = [one for one in experiments.values() if one.name in results]
+    order = list(SUBJECTS)
+    measured = sorted(
+        (one for one in experiments.values() if one.name in results), key=lambda one: order.index(one.subject)
+    )
     kept = [one.name for one in measured if all(seed["holds"] for seed in results[one.name]["seeds"].values())]
     lines = [HEAD, f"{len(measured)} experiments; the rule held on every seed in {len(kept)}.", ""]
     for subject, title in SUBJECTS.items():
