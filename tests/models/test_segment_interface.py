@@ -12,8 +12,10 @@ from torch import Tensor
 import models
 from models.architecture_record import ARCHITECTURES
 from models.attention.masks import PrefixConfig
+from models.attention.site import AttentionConfig
 from models.memory_tokens import RecurrentMemory
 from models.segments import in_segments
+from tests.models.test_consistency import lively
 from workbench.instrument.interventions import EditState
 from workbench.instrument.states import ModelState
 
@@ -22,25 +24,11 @@ SEGMENTED = [name for name, record in ARCHITECTURES.items() if record.family == 
 LENGTH = 5  # of a segment in the tiny presets; landmarks stand every four tokens, which divides no segment
 
 
-def lively(model: Any) -> Any:
-    model = model.double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() >= 2:
-                parameter.mul_(4)
-            else:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
-
-
 def build(name: str) -> Any:
     if name != "recurrent-memory":
         return lively(models.build(name))
-    site = models.build("llama").config.mixer
-    return RecurrentMemory(
-        lively(models.build("llama", mixer=type(site)(**{**vars(site), "mask": PrefixConfig(3)}))), 3
-    ).double()
+    site = AttentionConfig(n_heads=4, position="rope", mask=PrefixConfig(3))
+    return RecurrentMemory(models.build("llama", mixer=site, init_std=0.1), 3).double()
 
 
 @pytest.fixture
