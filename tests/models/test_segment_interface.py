@@ -26,7 +26,7 @@ LENGTH = 5  # of a segment in the tiny presets; landmarks stand every four token
 
 def build(name: str) -> Any:
     if name != "recurrent-memory":
-        return lively(models.build(name))
+        return lively(name)
     site = AttentionConfig(n_heads=4, position="rope", mask=PrefixConfig(3))
     return RecurrentMemory(models.build("llama", mixer=site, init_std=0.1), 3).double()
 
