@@ -16,6 +16,7 @@ FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
 PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+CONVERT = "Pickles in a folder are rewritten by `workbench models FOLDER --convert NEW_FOLDER`."
 # models that are known by a name without an owner
 SHORT = {
     "gpt2": "openai-community/gpt2",
@@ -67,7 +68,7 @@ def snapshot(
     for file in files:
         folder = _file(name, file, revision, cache_dir, bar).parents[file.count("/")]
     if folder is None or not _has_weights(files, pickles):
-        raise CheckpointError(f"{name!r} holds no safetensors weights. It holds: {', '.join(sorted(files))}.")
+        raise CheckpointError(f"{name!r} holds no safetensors weights. It holds: {', '.join(sorted(files))}. {CONVERT}")
     return folder
 
 

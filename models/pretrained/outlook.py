@@ -17,7 +17,7 @@ from models.architecture_record import UnknownModel
 from models.configs import config_from_json
 from models.pretrained.family import UnsupportedCheckpoint
 from models.pretrained.folders import folder_called, why_missing
-from models.pretrained.hub import cached, hub_id, listed, small_file
+from models.pretrained.hub import CONVERT, cached, hub_id, listed, small_file
 from models.pretrained.loader import conversion_of, is_published, licence_of
 from models.pretrained.stored import Checkpoint, shapes
 from workbench.lab.checkpoints import CheckpointError, read_json
@@ -139,7 +139,9 @@ def _on_the_hub(name: str, dtype: str, cache_dir: Path | None) -> Outlook:
     told = _converted(folder, [])
     kind = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     parameters = sum(weights.values()) // BYTES.get(kind, 4) if weights else None
-    problem = told["problem"] or ("" if weights else "it holds no safetensors weights, only pickles or none at all")
+    problem = told["problem"] or (
+        "" if weights else f"it holds no safetensors weights, only pickles or none at all. {CONVERT}"
+    )
     return Outlook(
         name=name,
         place="hub",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import models
 from models.architecture_record import UnknownModel
@@ -16,6 +17,8 @@ from models.pretrained.folders import folders_under
 from models.pretrained.outlook import outlook
 from tests.models.pretrained.hub_stand_in import hub_of
 from tests.models.pretrained.reference import CASES, write
+from tests.models.pretrained.test_encoder_decoders import CASES as ENCODER_DECODERS
+from tests.models.pretrained.test_encoders import CASES as ENCODERS
 from workbench.lab.checkpoints import CheckpointError
 
 
@@ -92,6 +95,41 @@ def test_look_up_download_stop_and_go_on(published: Path, tmp_path: Path) -> Non
     assert total == pytest.approx(here(torch.tensor([[1, 2, 3]])).sum().item(), rel=1e-4)
     assert isinstance(missing, str) and "does not give 'someone/missing'" in missing
     assert not any("msgpack" in request for request in asked)
+
+
+def test_what_a_hub_id_gives_and_reads(tmp_path: Path) -> None:
+    """Before a download: an encoder's head only its files tell, a source its settings tell; pickles have a way, too."""
+    for name, table, kind in (
+        ("filler", ENCODERS, "bert-masked"),
+        ("translator", ENCODER_DECODERS, "t5"),
+        ("old", CASES, "gpt2"),
+    ):
+        write(table[kind], tmp_path / name)
+    torch.save(load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    code = """
+import json, models
+from models.pretrained.outlook import outlook
+names = ("someone/filler", "someone/translator", "someone/old")
+before = [outlook(name).to_json() for name in names]
+models.load("someone/filler")
+said = []
+for arguments in ({}, {"allow_pickle_conversion": True}):
+    try:
+        said.append(type(models.load("someone/old", **arguments)).__name__)
+    except ValueError as error:
+        said.append(str(error))
+print(json.dumps([before, outlook("someone/filler").gives, said]))
+"""
+    folders = {f"someone/{name}": tmp_path / name for name in ("filler", "translator", "old")}
+    with hub_of(folders) as (address, _):
+        ((before, gives, said),) = in_a_new_process(code, address, tmp_path / "home")  # type: ignore[misc]
+    filler, translator, old = before
+    assert filler["gives"] is None and "masked tokens" in gives and not filler["reads_source"]
+    assert translator["reads_source"] and translator["gives"] == "logits of the next token"
+    assert "only pickles" in old["problem"] and "--convert NEW_FOLDER" in old["problem"]
+    assert "holds no safetensors weights" in said[0] and "--convert NEW_FOLDER" in said[0]
+    assert said[1] == "LanguageModel", "with the explicit choice they are downloaded and read"
 
 
 def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
