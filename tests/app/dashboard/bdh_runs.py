@@ -13,10 +13,15 @@ MODEL = "bdh-english"
 TEXT = "The old lighthouse keeper climbed the stairs. The old lighthouse keeper lit the lamp."
 
 
+def shipped_services(root: Path) -> Services:
+    """Services over the shipped models and an empty store."""
+    store, jobs = RunStore(root), JobQueue()
+    return Services(store, jobs, WorkbenchModels(store, jobs))
+
+
 def real_services(root: Path) -> tuple[Services, str]:
     """Services over the shipped models and a store with one trace: (services, its id)."""
-    store, jobs = RunStore(root), JobQueue()
-    services = Services(store, jobs, WorkbenchModels(store, jobs))
+    services = shipped_services(root)
     return services, finished(services, services.models.start_trace(MODEL, TEXT, {}))
 
 

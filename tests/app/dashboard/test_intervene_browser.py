@@ -8,13 +8,10 @@ import pytest
 import torch
 
 import models
-from app.model_service import WorkbenchModels
-from app.services import Services
+from tests.app.dashboard.bdh_runs import shipped_services
 from tests.app.dashboard.browsing import visit, wait_for_result
 from tests.app.dashboard.serving import Stage, served
 from tests.app.dashboard.test_browser import browser, desk, playwright  # noqa: F401
-from workbench.lab.jobs import JobQueue
-from workbench.lab.runs import RunStore
 from workbench.lab.trace import trace_run
 
 pytestmark = pytest.mark.browser
@@ -23,9 +20,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     torch.set_num_threads(1)
-    store, jobs = RunStore(tmp_path_factory.mktemp("intervene-browser")), JobQueue()
-    services = Services(store, jobs, WorkbenchModels(store, jobs))
-    run = trace_run(models.load("gpt-english"), "the cat sat on the mat", store).id
+    services = shipped_services(tmp_path_factory.mktemp("intervene-browser"))
+    run = trace_run(models.load("gpt-english"), "the cat sat on the mat", services.store).id
     with served(services) as address:
         yield Stage(address, services, run)
 

@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from app.measure.features import start_training
-from app.model_service import WorkbenchModels
-from app.services import Services
-from tests.app.dashboard.bdh_runs import finished
+from tests.app.dashboard.bdh_runs import finished, shipped_services
 from tests.app.dashboard.browsing import on_a_phone, visit, wait_for_result
 from tests.app.dashboard.serving import Stage, served
 from tests.app.dashboard.test_browser import browser, desk, playwright  # noqa: F401
 from tests.app.dashboard.test_features_page import FORM
-from workbench.lab.jobs import JobQueue
-from workbench.lab.runs import RunStore
 
 pytestmark = pytest.mark.browser
 
@@ -24,8 +20,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     torch.set_num_threads(1)
-    store, jobs = RunStore(tmp_path_factory.mktemp("measured")), JobQueue()
-    services = Services(store, jobs, WorkbenchModels(store, jobs))
+    services = shipped_services(tmp_path_factory.mktemp("measured"))
     made = finished(services, start_training(services, **{**FORM, "control": []}))
     with served(services) as address:
         yield Stage(address, services, made)
