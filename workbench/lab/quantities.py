@@ -18,7 +18,7 @@ _ORDINARY = """
     scores content_scores mask pattern channel_pattern result z mixer_input mixer_out mixer_out_pre mlp_input mlp_pre mlp_pre_linear
     mlp_post mlp_out expert_post expert_out gate_pre neuron neuron_pre neuron_gated neuron_added logits unembed_input
     state memory_input retrieved conv skip drive pseudo_value symbols depth_average write_feature read_feature
-    type_logits region_scores router_scores
+    type_logits region_scores router_scores output head_pre head_post
 """
 # What every model has, or what is a vector to be looked at with other means, or what a kept quantity is made of.
 ORDINARY = frozenset(_ORDINARY.split())
