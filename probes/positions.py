@@ -90,7 +90,6 @@ def rotation_base(model: Any, base: float, *, layer: int, heads: Places = None) 
     return [(f"{at}.hook_rot_q", turned), (f"{at}.hook_rot_k", turned)]
 
 
-@implements("streaming-llm", "intervention", "stream", note="positions within the cache, by one pass over the text")
 def stream(model: Any, *, layer: int, sinks: int, window: int, heads: Places = None) -> Hooks:
     """StreamingLLM (Xiao et al. 2023) in one layer: a token reads the first `sinks` tokens and the last `window`,
     at their places in that cache.
