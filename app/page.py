@@ -30,8 +30,8 @@ class Page:
     """One page. `layout` builds it for a scene; it is built anew only when `structure` changes, panels redraw by themselves.
 
     `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its
-    own; `group` is the heading of the navigation that it stands under; a page that `needs_run` says in words when there is none, instead of being laid out. A page that `opens_kind` of run shows
-    the run that the address names as `result`; a job that made one leads there.
+    own; `group` is the heading of the navigation that it stands under; a page that `needs_run` says in words when there is none, instead of
+    being laid out. A page that `opens_kind` of run shows the run that the address names as `result`; a job that made one leads there.
     """
 
     name: str

@@ -193,8 +193,8 @@ def about_model(services: Services, name: str | None, hub: str | None, dtype: st
     """What the form says once a model is chosen or, for one on the hub, looked up."""
     if name == OTHER:
         if not asked or not (hub or "").strip():
-            words = "A model on the Hugging Face hub: its files are downloaded once and stay on this computer."
-            return About(words, hub=True, precision=True)
+            said = "A model on the Hugging Face hub: its files are downloaded once and stay on this computer."
+            return About(said, hub=True, precision=True)
         return _looked_up(services, str(hub), dtype)._replace(hub=True, precision=True)
     model = next((each for each in _models(services) if each["name"] == name), None)
     if model is None:
