@@ -34,7 +34,8 @@ class LensReading:
         depths: names of the depths: "embedding", then "layer l" (with steps, "layer l, step k"); the last one is the model's output.
         divergence: KL(final ‖ lens) in nats. agreement: 1 where both have the same most likely token, else 0. entropy: of the lens, nats.
         loss: −log p of the target in nats; the target is the next token (nan at the last position, after which nothing is known) unless
-            another was asked for. rank: how many tokens are more likely than the target, 0 if none is.
+            another was asked for, and of an encoder with a head for masked tokens the token itself. rank: how many tokens are more likely
+            than the target, 0 if none is.
         top_ids, top_log_probs: the most likely tokens, [depth, batch, pos, rank].
     """
 
@@ -90,11 +91,16 @@ def logit_lens(
         tokens: ids [batch, pos] or text. mask: True at real tokens, [batch, pos]. top: how many likely tokens to keep.
         batch_size: sequences per run (memory, not results). hooks: attached to the runs, so that an edited model is read.
         translate: what is done to the stream first, `translate(depth, h) -> h`; a tuned lens gives its own.
-        target: the token whose loss and rank are read everywhere (None: each position's next token).
+        target: the token whose loss and rank are read everywhere (None: each position's next token; of an encoder its own).
 
     Raises:
-        ValueError: `top` or `target` beyond the vocabulary.
+        ValueError: `top` or `target` beyond the vocabulary, an encoder without a head.
     """
+    here = getattr(model, "predicts_masked_tokens", False)
+    if not (here or getattr(model, "predicts_next_token", True)):
+        raise ValueError(
+            f"{model.name} has no head that predicts tokens, so its stream cannot be read as some. Expected a model with one."
+        )
     tokens = model.to_tokens(tokens)
     if not 1 <= top <= model.vocab_size:
         raise ValueError(f"top is {top}; expected 1..{model.vocab_size}, the size of the vocabulary.")
@@ -105,7 +111,7 @@ def logit_lens(
         some = slice(start, start + batch_size)
         padding = None if mask is None else mask[some]
         final, streams = residual_streams(model, tokens[some], mask=padding, hooks=hooks)
-        parts.append(_read(model, tokens[some], final, list(streams.values()), padding, top, translate, target))
+        parts.append(_read(model, tokens[some], final, list(streams.values()), padding, top, translate, target, here))
     return LensReading(
         depth_names(list(streams)), *(torch.cat([part[i] for part in parts], 1) for i in range(len(parts[0])))
     )
@@ -136,10 +142,13 @@ def _read(
     top: int,
     translate: Translate | None,
     target: int | None,
+    here: bool,
 ) -> tuple[Tensor, ...]:
     """The fields of `LensReading` after `depths`, in order; one depth's logits at a time are held."""
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(tokens.device, torch.bool)
-    if target is None:
+    if target is None and here:
+        asked, targets = real, tokens[..., None]
+    elif target is None:
         asked = real & torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
         targets = tokens.roll(-1, 1)[..., None]
     else:

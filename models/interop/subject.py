@@ -262,6 +262,12 @@ class TransformersSubject(Decoder):
             raise ValueError(f"A transformers model carries no state of ours. Expected use_state=False. {CONVERT}")
         return super().generate(tokens, max_new_tokens, use_state=False, **options)
 
+    def unembed_residual(self, x: Tensor) -> Tensor:
+        """Refused: what lies between the stream and the logits is theirs."""
+        raise ValueError(
+            f"Reading the stream as logits needs the inside of the model, which is transformers' here. {CONVERT}"
+        )
+
     # ------------------------------------------------------------------------------------------------- facts
 
     @property

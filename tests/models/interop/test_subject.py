@@ -13,6 +13,7 @@ from models.interop.subject import NotASubject, TransformersSubject, hooked
 from probes.ablation import ablation_effects
 from probes.census import head_census
 from probes.heads import head_scores
+from probes.lenses import logit_lens
 from probes.sinks import find_sinks
 from tests.models.pretrained.reference import CASES, batch, largest, write
 from tests.models.pretrained.test_encoders import CASES as ENCODERS
@@ -251,6 +252,8 @@ def test_refusals_say_why(gpt2: tuple[TransformersSubject, Decoder], tmp_path: P
         hooked(write(CASES["qwen3_next"], tmp_path))
     with pytest.raises(NotASubject, match="is no transformers model"):
         hooked(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"Reading the stream as logits.*models\.load"):
+        logit_lens(subject, torch.arange(5)[None])
     with pytest.raises(ValueError, match="start_at_layer needs the inside"):
         subject(torch.arange(5)[None], start_at_layer=1)
     with pytest.raises(ValueError, match=r"no range within layers 0\.\.3"):

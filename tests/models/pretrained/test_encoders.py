@@ -13,6 +13,7 @@ import models
 from models.encoder import Encoder
 from models.pretrained.loader import load_folder
 from models.registry import architecture
+from probes.lenses import logit_lens
 from tests.models.pretrained.reference import HEADS, LAYERS, LENGTH, SIZES, VOCABULARY, WIDTH, Case, Pair, largest, pair
 
 EXACT = 1e-10
@@ -141,6 +142,21 @@ def test_the_head_is_hooked() -> None:
         assert largest(logits - (hidden @ model.W_U + model.b_U)) < 1e-12
         without = model.run_with_hooks(tokens, hooks=[("mlm_head.hook_post", lambda x, hook: 0 * x)])
         assert largest(without - (model.b_U + head.ln.b @ model.W_U)) < 1e-12
+
+
+def test_a_lens_reads_what_stands_here(both: Pair) -> None:
+    """Of an encoder with its head; the last depth is the model, and its target is the token itself. Without a head it is refused."""
+    tokens, _ = padded(0)
+    assert isinstance(both.ours, Encoder)
+    if not both.ours.predicts_masked_tokens:
+        with pytest.raises(ValueError, match="has no head that predicts tokens"):
+            logit_lens(both.ours, tokens)
+        return
+    reading = logit_lens(both.ours, tokens)
+    with torch.no_grad():
+        expected = -both.ours(tokens).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    assert reading.loss.shape == (LAYERS + 1, 2, LENGTH) and largest(reading.loss[-1] - expected) < 1e-9
+    assert largest(reading.divergence[-1]) < 1e-9 < largest(reading.divergence[0])
 
 
 def test_both_directions_are_asked_for() -> None:
