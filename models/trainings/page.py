@@ -5,18 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from models.trainings.record import Experiment
+from models.trainings.record import SUBJECTS, Experiment
 from workbench.lab.tasks import Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "attention-tasks.md"
-SUBJECTS = {
-    "scores": "Scores, maps and values",
-    "positions": "Positions",
-    "masks": "Masks and routing",
-    "memory": "Memory",
-    "depth": "Depth",
-    "knowledge": "Knowledge",
-}
 COLUMNS = ("experiment", "paper", "what it should do", "task", "measured", "it", "baseline", "rule", "verdict", "CPU s")
 
 HEAD = """# One small training per attention architecture

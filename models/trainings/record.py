@@ -20,6 +20,15 @@ from workbench.lab.tasks import Task
 
 SETTINGS_VERSION = 1  # raised when the way to train or measure changes, so that old results no longer count
 
+SUBJECTS = {
+    "scores": "Scores, maps and values",
+    "positions": "Positions",
+    "masks": "Masks and routing",
+    "memory": "Memory",
+    "depth": "Depth",
+    "knowledge": "Knowledge",
+}
+
 
 class Reader(Protocol):
     """Turns a model into what is trained: a module `tokens [batch, pos] -> logits [batch, pos, vocab]`. A frozen dataclass."""
@@ -114,7 +123,7 @@ class Experiment:
     rate: float = 3e-3
     rows: int = 256  # held-out rows that are measured on
     tried: str = ""
-    subject: str = ""  # the file that registers it
+    subject: str = ""  # of SUBJECTS: the part of the page where it stands
 
     @property
     def sides(self) -> dict[str, Side]:
@@ -172,7 +181,12 @@ EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(subject: str, **fields: Any) -> Experiment:
-    """Register an experiment under a subject of the page; takes the fields of `Experiment`. Raises ValueError for a name twice."""
+    """Register an experiment under a subject of the page; takes the fields of `Experiment`. Raises ValueError for a name twice and an
+    unknown subject."""
+    if subject not in SUBJECTS:
+        raise ValueError(
+            f"unknown subject {subject!r}: expected one of {', '.join(SUBJECTS)}.{suggestion(subject, SUBJECTS)}"
+        )
     made = Experiment(subject=subject, **fields)
     if made.name in EXPERIMENTS:
         raise ValueError(f"an experiment named {made.name!r} is registered already")
@@ -191,7 +205,7 @@ def find(name: str) -> Experiment:
 
 
 def all_experiments() -> dict[str, Experiment]:
-    """Every experiment by name, in the order of the table."""
+    """Every experiment by name."""
     import_all("models.trainings.experiments")
     return dict(EXPERIMENTS)
 

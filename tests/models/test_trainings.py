@@ -1,7 +1,7 @@
 """The small trainings of attention architectures: their rules and measures on made-up answers, the runner, and the stored table."""
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from models.trainings.experiments.memory import MemoryTokens
 from models.trainings.experiments.positions import RandomisedPositions
 from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE
 from models.trainings.page import PAGE, page
-from models.trainings.record import AsGood, Better, Experiment, Side, all_experiments, answers, find
+from models.trainings.record import AsGood, Better, Experiment, Side, all_experiments, answers, experiment, find
 from models.trainings.runner import measure_side, read_results, run
 from models.trainings.shared import attention, small
 from workbench.lab.jobs import JobCancelled
@@ -184,7 +184,18 @@ def test_both_sides_are_trained_alike_and_equal_baselines_once() -> None:
     assert len({one.identity(), *changed}) == len(changed) + 1
 
 
-def test_an_unknown_experiment_is_named() -> None:
+def test_wrong_names_are_named() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'memory'"):
+        experiment("memmory", name="new")
+    with pytest.raises(ValueError, match="'cope' is registered already"):
+        experiment(
+            "positions",
+            **{
+                item.name: getattr(EXPERIMENTS["cope"], item.name)
+                for item in fields(Experiment)
+                if item.name != "subject"
+            },
+        )
     with pytest.raises(ValueError, match="Did you mean 'landmark'"):
         find("landmrak")
 
