@@ -7,6 +7,7 @@ the final norm) are the memory of the next segment. Nothing else goes from one s
 other both ways is the model's mask: `PrefixConfig(length=n_memory)`, as in the paper's code; an ordinary causal mask otherwise.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from models.decoder import next_token_loss
 from models.language_model import LanguageModel
+from workbench.instrument.errors import HookError
+from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.hooked_model import main_point
+from workbench.instrument.patterns import Pattern
 from workbench.lab.catalogue import implements
 
 
@@ -21,9 +26,10 @@ from workbench.lab.catalogue import implements
 class RecurrentMemory(nn.Module):
     """A model that reads segment after segment. `start` [memory, d_model] is the learned first memory.
 
-    The state is the memory itself, [batch, memory, d_model]: read it, patch it, and go on. Hooks are those of `model`, whose positions
-    count memory, segment, memory: `with memory.model.hooks(...)`. A text is read by `models.segments.in_segments(memory, tokens, length,
-    detach=False)`.
+    The state is the memory itself, [batch, memory, d_model]: read it, patch it, and go on. Hooks are those of `model`, whose positions count
+    memory, segment, memory: `with memory.model.hooks(...)`. (So it is no architecture of the registry, whose hook points count the text's
+    tokens.) `patterns` gives what the tokens of a segment read, the memory first. A text is read by
+    `models.segments.in_segments(memory, tokens, length, detach=False)`.
     """
 
     model: LanguageModel
@@ -73,3 +79,34 @@ class RecurrentMemory(nn.Module):
         if self.model.ln_final is not None:
             written = self.model.ln_final(written)
         return (output, written) if return_state else output
+
+    def patterns(self, tokens: Tensor, state: Tensor | None = None) -> dict[int, Pattern]:
+        """{layer: what the tokens of one segment read}, [batch, head, pos, memory slot and then token]: the memory, then the segment.
+
+        Nothing reads the memory that is being written but itself, so rows stay what they are: of softmax layers they sum to 1.
+
+        Raises:
+            ValueError: a memory of a wrong shape. HookError: a layer whose mixer forms no pattern of tokens.
+        """
+        points = {
+            layer: main_point(self.model.hook_points.points.values(), "pattern", layer)
+            for layer in range(self.model.n_layers)
+        }
+        missing = [layer for layer, point in points.items() if point is None]
+        if missing:
+            raise HookError(f"Layers {missing} form no pattern. Expected a model of attention.")
+        kept: dict[str, Tensor] = {}
+
+        def keep(pattern: Tensor, hook: HookPoint) -> None:
+            kept[hook.name] = pattern
+
+        names = {layer: point.name for layer, point in points.items() if point is not None}
+        with self.model.hooks([(name, keep) for name in names.values()]):
+            self(tokens, state)
+        count, found = self.n_memory, {}
+        for layer, name in names.items():
+            point = points[layer]
+            assert point is not None and point.meta is not None
+            meta = replace(point.meta, before="memory slot")
+            found[layer] = Pattern(kept[name][:, :, count:-count, :-count], meta, layer, name)
+        return found

@@ -286,3 +286,22 @@ def test_the_loss_of_a_segment_teaches_the_segment_before(tokens: Tensor) -> Non
 def test_a_memory_of_another_shape_is_refused(tokens: Tensor) -> None:
     with pytest.raises(ValueError, match="memory, d_model"):
         recurrent()(tokens, torch.zeros(2, 4, 24).double())
+
+
+def test_patterns_of_a_segment_have_the_memory_before_its_tokens(tokens: Tensor) -> None:
+    """Rows sum to 1 over memory and segment; without the columns of the memory they are what is left for the segment."""
+    memory = recurrent()
+    _, state = memory(tokens[:, :5])
+    found = memory.patterns(tokens[:, 5:10], state)[1]
+    assert (
+        found.values.shape == (2, 4, 5, 8)
+        and found.meta.before == "memory slot"
+        and "memory slots, then tokens" in repr(found)
+    )
+    assert close(found.values.sum(-1), torch.ones(2, 4, 5).double())
+    assert float(found.values[..., 3:].triu(1).abs().max()) == 0 and float(found.values[..., :3].min()) > 0
+    assert found.tokens_only().values.shape == (2, 4, 5, 5)
+    other = memory.patterns(tokens[:, 5:10])[1]  # with the learned first memory
+    assert not close(found.values, other.values)
+    with pytest.raises(ValueError, match="The memory has shape"):
+        memory.patterns(tokens, state[:1])
