@@ -191,16 +191,18 @@ def make_batches(
 
 @contextmanager
 def watching(model: Any, data: Batches, settings: TrainingConfig, out: Path) -> Iterator[dict[str, Any]]:
-    """What else `train` is told: for a BDH a watch over its sparsity, which is kept beside the checkpoint."""
+    """What else `train` is told: for a BDH a watch over its sparsity, which is kept beside the checkpoint.
+
+    Held-out sequences that are too short to be correlated with anything are not watched.
+    """
     from models.bdh.model import BDH
+    from probes.bdh.sparsity_training import HELD_OUT, SparsityWatch, measured_steps
     from workbench.lab.training import reporting
 
-    if not isinstance(model, BDH):
+    tokens = data.validation_batches()[0][0][:HELD_OUT, :-1]
+    if not isinstance(model, BDH) or tokens[:, 1:].numel() < 3:
         yield {}
         return
-    from probes.bdh.sparsity_training import HELD_OUT, SparsityWatch, measured_steps
-
-    tokens = data.validation_batches()[0][0][:HELD_OUT, :-1]
     with reporting() as report:
         steps = measured_steps(settings.steps)
         yield {"progress": SparsityWatch(model.eval(), tokens, every=steps, folder=out, then=report)}

@@ -49,7 +49,7 @@ def sparsity_point(model: Any, tokens: Tensor, step: int) -> SparsityPoint:
     was_training = model.training
     model.eval()
     try:
-        found = measure_sparsity(model, tokens)
+        found = measure_sparsity(model, tokens.to(model.W_E.device))
     finally:
         model.train(was_training)
     tied = found.correlation("y").value.tolist()

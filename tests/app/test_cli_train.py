@@ -55,6 +55,13 @@ def test_a_bdh_is_watched_while_it_learns(workbench: Callable, tmp_path: Path) -
     assert curve[0].active["y"] != curve[-1].active["y"]
 
 
+def test_a_bdh_that_reads_two_tokens_is_trained_without_a_watch(workbench: Callable, tmp_path: Path) -> None:
+    options = ("--model", "bdh", "--corpus", "pydoc", "--context", "2", "--batch-size", "2", "--threads", "1", "--steps", "1")
+    done = workbench("train", *options, "--out", tmp_path / "out", "--runs", tmp_path / "runs", "--json")
+    assert done.code == 0, done.err
+    assert "sparsity" not in models.load(done.json["model"]).card
+
+
 def test_it_neither_overwrites_nor_resumes_by_accident(workbench: Callable, tmp_path: Path) -> None:
     options = ("train", "--model", "gpt2", "--set", "n_layers=1", *TINY, "--out", tmp_path / "t", "--runs", tmp_path)
     nothing = workbench(*options, "--steps", "2", "--resume")
