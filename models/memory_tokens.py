@@ -26,7 +26,7 @@ from workbench.lab.catalogue import implements
 class RecurrentMemory(nn.Module):
     """A model that reads segment after segment. `start` [memory, d_model] is the learned first memory.
 
-    The state is the memory itself, [batch, memory, d_model]: read it, patch it, and go on. Hooks are those of `model`, whose positions count
+    The state is the memory itself, [batch, memory, d_model]: read it, patch it, go on. Hooks are those of `model`, whose positions count
     memory, segment, memory: `with memory.model.hooks(...)`. (So it is no architecture of the registry, whose hook points count the text's
     tokens.) `patterns` gives what the tokens of a segment read, the memory first. A text is read by
     `models.segments.in_segments(memory, tokens, length, detach=False)`.
