@@ -1,12 +1,14 @@
 """A button that any page can show: take the chosen head away, and see in place what that does, beside other heads of its layer.
 
     ablate.button(scene)                 in a page's layout; the head is the one that the address names when it is pressed
+    ablate.HEADS["probes"] = chosen      for a page that names its head otherwise; it shows `controls()`
 
 The job is the one of the Intervene page, so its result is a stored run and the link under it opens the whole of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dash import Dash, Input, Output, State, dcc, html, no_update
@@ -14,7 +16,7 @@ from dash.development.base_component import Component
 
 from app.figures.common import number, visible_text
 from app.measure.basket import offers_of
-from app.measure.common import try_to_start
+from app.measure.common import FormError, try_to_start
 from app.measure.interventions import start_intervening
 from app.services import Scene, Services
 from app.view_state import ViewState
@@ -24,10 +26,17 @@ DRAWS = 20
 EVERY = 400  # milliseconds between looks at the job
 
 
+HEADS: dict[str, Callable[[Services, Scene], ViewState]] = {}
+"""By page: the view of a run, layer and head that its chosen head stands for. FormError says why there is none."""
+
+
 def button(scene: Scene) -> Component:
     """The button with the place of its result; nothing for a run without layers."""
-    if not scene.layers:
-        return html.Div(className="is-hidden")
+    return controls() if scene.layers else html.Div(className="is-hidden")
+
+
+def controls() -> Component:
+    """The button with the place of its result."""
     return html.Div(
         [
             html.Button("Ablate head and see Δlogit", id="ablate-head", className="tool-button is-framed", type="button", n_clicks=0),
@@ -42,12 +51,20 @@ def button(scene: Scene) -> Component:
 
 def start(services: Services, view: ViewState) -> tuple[str | None, str]:
     """(job id or None, what to tell the reader) for the head that a view names."""
-    scene = services.scene(view)
+    try:
+        scene = services.scene(_of_page(services, view))
+    except FormError as error:
+        return None, str(error)
     offer = offers_of(services, scene).get("zero")
     if offer is None or "head" not in offer.places:
         return None, "The layers of this model have no outputs by head, so no single head can be taken away."
     line = f"zero head {scene.view.layer}.{scene.view.head}"
     return try_to_start(lambda: start_intervening(services, scene, line, DRAWS, 0, prompts=""))
+
+
+def _of_page(services: Services, view: ViewState) -> ViewState:
+    """The view with the head that is meant on its page."""
+    return HEADS[view.page](services, services.scene(view)) if view.page in HEADS else view
 
 
 def said(services: Services, view: ViewState, run_id: str) -> Component:
@@ -135,5 +152,5 @@ def progress(services: Services, job_id: str | None, view: ViewState) -> tuple[A
             "tool-button is-framed",
         )
     if job.state == "done":
-        return said(services, view, str(job.result)), True, hidden
+        return said(services, _of_page(services, view), str(job.result)), True, hidden
     return html.Span(job.error or "stopped, nothing was kept"), True, hidden

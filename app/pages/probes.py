@@ -10,10 +10,23 @@ import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, ctx, html, no_update
 from dash.development.base_component import Component
 
+from app import ablate
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, text_area
 from app.frames import content_frame, frame, scene_of_slice, slice_input, view_slice
 from app.measure.common import FormError
-from app.measure.probes import KIND, MADE_UP, MOST_SEQUENCES, OWN, PROBES, SHORTEST, look_at, sources, start_probing
+from app.measure.probes import (
+    KIND,
+    MADE_UP,
+    MOST_SEQUENCES,
+    OWN,
+    PROBES,
+    SHORTEST,
+    look_at,
+    place_of,
+    sources,
+    start_probing,
+    trace_of,
+)  # fmt: skip
 from app.measure.probes import LONGEST as LONGEST_LENGTH
 from app.page import Page
 from app.pages.synapses import GRID, RIGHT
@@ -164,8 +177,23 @@ def _head_frame() -> Component:
     )
     message = html.Div(id="probe-look-message", className="form-message", role="alert")
     words = "Click a head in any figure to choose it; click it again to look at it on the Attention page."
-    inside = html.Div([*body, html.Div(button, className="form-row"), message], className="form-stack")
+    inside = html.Div(
+        [*body, html.Div(button, className="form-row"), message, ablate.controls()], className="form-stack"
+    )
     return content_frame("probe-head", "The chosen head", words, inside, "")
+
+
+def head_to_ablate(services: Services, scene: Scene) -> ViewState:
+    """The view of the chosen head in a run of its model; see `app.ablate`."""
+    found, chosen = measured(scene, KIND), chosen_head(scene)
+    if found is None or chosen is None:
+        raise FormError("There is no head to take away.")
+    run = trace_of(services, found)
+    if run is None:
+        raise FormError(
+            "A head is taken away in a run of its model, and there is none yet. “Look at it on the Attention page” makes one."
+        )
+    return scene.view.change(run=run.id, result="", **place_of(found, "{}.{}".format(*chosen)))
 
 
 def head_words(scene: Scene) -> list[Any]:
@@ -270,6 +298,7 @@ def _register_choices(app: Dash, services: Services) -> None:
             return {"change": {key: value}, "page": "/probes"}
 
 
+ablate.HEADS["probes"] = head_to_ablate
 PAGE = Page(
     name="probes",
     title="Probes",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import models
+from app import ablate
 from app.dashboard import build_app, job_line
 from app.destinations import Destination
 from app.measure.common import FormError
@@ -213,6 +214,8 @@ def test_a_model_without_patterns_and_one_with_a_single_head(services: Services)
 
 def test_a_head_leads_to_the_attention_page(services: Services, result: str) -> None:
     run = services.open_run(result)
+    _, words = ablate.start(services, view(result, measured_head="1.2"))
+    assert "there is none yet" in words, "nothing can be taken away without a run"
     job = look_at(services, run, "1.2")
     assert isinstance(job, Job)  # there was no trace of this model
     done = services.jobs.wait(job.id, timeout=600)
@@ -224,6 +227,14 @@ def test_a_head_leads_to_the_attention_page(services: Services, result: str) -> 
     trace = services.open_run(done.result.run)
     assert trace.kind == "trace" and len(trace.manifest["tokens"]["ids"]) == 40  # the first made-up sequence
     assert looked(services, services.scene(view(result, measured_head="1.2")), "")[0] == target
+    shown = view(result, measured_head="1.2")
+    job_id, words = ablate.start(services, shown)  # the chosen head is the one that is taken away, in that run
+    assert job_id and not words, words
+    done = services.jobs.wait(job_id, timeout=600)
+    ablated = services.open_run(str(done.result)).manifest
+    assert ablated["settings"]["basket"] == "zero head 1.2" and ablated["model"]["name"] == "induction-circuit"
+    said = str(ablate.progress(services, job_id, shown)[0])
+    assert "Δlogit of" in said and f"run={trace.id}" in said
 
 
 @pytest.mark.parametrize(("changes", "words"), [
