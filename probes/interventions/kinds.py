@@ -56,7 +56,7 @@ KINDS: dict[str, Kind] = {
     "window": Kind(READ, "window {heads} sinks {sinks} last {count}", "Each token reads only the first tokens and the last.",
                    "layer 1 sinks 4 last 16"),
     "stream": Kind(READ, "stream {heads} sinks {sinks} last {count}",
-                   "The same, with positions counted within what is kept (StreamingLLM).", "layer 1 sinks 4 last 16"),
+                   "Each token reads only the first tokens and the last, at positions counted within these (StreamingLLM).", "layer 1 sinks 4 last 16"),
     "star": Kind(READ, "star {heads} block {count} after {after}",
                  "Up to a token, each reads its own block of so many and the first block; later ones read everything (Star Attention).",
                  "layer 1 block 8 after 24"),
