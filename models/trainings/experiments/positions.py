@@ -94,7 +94,7 @@ _placed(
 _placed("alibi", "Press et al. 2021", "linear distance biases", "alibi", LATEST)
 _placed(
     "randomised-positions", "Ruoss et al. 2023", "learned positions, drawn anew from 128 in every call", "learned", LATEST,
-    architecture=None, steps=600,
+    architecture=None, steps=600, tried="After 300 steps 0.89.",
     ours=Side(
         "learned positions, drawn anew from 128 in every call",
         small(attention(position="learned"), LATEST.vocab_size), RandomisedPositions(128),
@@ -111,7 +111,8 @@ _placed(
 
 _placed(
     "bam", "Bianchessi et al. 2025", "a learned prior over distances, scores that grow with the length", (SSMaxConfig(), BAMConfig()),
-    NOISY, test=_longer(NOISY, 8), measure=ACCURACY, rule=Better(0.9, 0.1), thing="finds six pairs in eight times as much noise",
+    NOISY, test=_longer(NOISY, 8), measure=ACCURACY, rule=Better(0.9, 0.1), 
+    thing="finds six pairs in a row eight times as long, the rest noise",
     tried="The rotary baseline fails by its positions: attention without any finds the pairs too (the baseline of diff-transformer).",
     baseline=Side("rotary positions", small(attention(position="rope"), NOISY.vocab_size)),
 )  # fmt: skip
