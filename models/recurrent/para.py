@@ -48,7 +48,7 @@ class ParaRNNConfig:
     expand: int = 1
     d_conv: int = 4
     iterations: int | None = None
-    chunk_size: int | None = 256
+    chunk_size: int | None = 1024
     slowness: tuple[float, float] = (3.0, 6.0)
     norm_eps: float = 1e-6
     kind: str = "pararnn"

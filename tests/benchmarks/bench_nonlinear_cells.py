@@ -25,6 +25,8 @@ from kernels.nonlinear_cells import (
 from tests.benchmarks import Row
 from tests.benchmarks.bench_gated_linear_attention import make_row, paired_medians, relative_error
 
+CHUNK = 256  # smaller pieces than a run, to see what they cost
+
 
 def newton_against_loop(pos: int, units: tuple[int, ...], repeats: int) -> list[Row]:
     """Step loop / Newton's method, forward and with gradients; three iterations as in the paper, and until nothing is left."""
@@ -40,23 +42,31 @@ def newton_against_loop(pos: int, units: tuple[int, ...], repeats: int) -> list[
             def forward(
                 mode: str,
                 iterations: int | None = None,
+                chunk_size: int | None = None,
                 cell: Cell = cell,
                 inputs: Tensor = inputs,
                 weights: Tensor = weights,
             ) -> Tensor:
                 with torch.no_grad():
-                    return run_cell(cell, inputs, weights, mode=mode, iterations=iterations).output
+                    return run_cell(
+                        cell, inputs, weights, mode=mode, iterations=iterations, chunk_size=chunk_size
+                    ).output
 
             def training(mode: str, cell: Cell = cell, inputs: Tensor = inputs, weights: Tensor = weights) -> None:
                 leaves = [x.detach().requires_grad_() for x in (inputs, weights)]
                 run_cell(cell, leaves[0], leaves[1], mode=mode).output.sum().backward()
 
             shape = f"{cell_type.__name__}, T={pos} units={unit}"
-            for iterations in (3, None):
-                error = relative_error(forward("newton", iterations), expected)
-                label = "until rounding" if iterations is None else f"{iterations} iterations"
+            for label, iterations, chunk_size in (
+                ("3 iterations", 3, None),
+                ("until rounding", None, None),
+                (f"until rounding, {CHUNK} tokens at once", None, CHUNK),
+            ):
+                error = relative_error(forward("newton", iterations, chunk_size), expected)
                 times = paired_medians(
-                    lambda n=iterations, run=forward: run("newton", n), lambda run=forward: run("recurrent"), repeats
+                    lambda n=iterations, c=chunk_size, run=forward: run("newton", n, c),
+                    lambda run=forward: run("recurrent"),
+                    repeats,
                 )
                 rows.append(make_row(f"step loop / Newton, {label}, {shape}", times, True, None, error))
             times = paired_medians(
