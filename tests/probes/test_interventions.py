@@ -227,7 +227,8 @@ def test_a_line_does_what_hooks_made_by_hand_do(name: str, line: str, opened: Ca
     ("gpt", "separate layer 1 contexts 2:6", "two contexts or more"), ("gpt", "separate layer 1 contexts 2:6,4:8", "one after the other"),
     ("gpt", "renumber contexts 2:6,8:10", "tokens between the contexts"), ("gpt2", "base layer 1 to 50", "no rotary positions"),
     ("gpt", "star layer 1 block 0 after 8", "block is 0"), ("gla", "forget state 1 key 2:4 after 8", "expected one token as key"),
-    ("gru", "forget state 1 key 2 after 8", "has no key of a token"), ("gpt", "implant state 1 key 2 value 3 after 8", "has no state"),
+    ("gru", "forget state 1 key 2 after 8", "has no key of a token"),
+    ("gpt", "implant state 1 key 2 value 3 after 8", "no recurrent state"),
 ])  # fmt: skip
 def test_what_a_reading_or_a_memory_lacks_is_said(
     name: str, line: str, words: str, opened: Callable[[str], Any]

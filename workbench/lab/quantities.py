@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 _ORDINARY = """
-    embed pos_embed step_embed resid resid_mid resid_post resid_sum norm_scale normalized
+    embed pos_embed step_embed token_types resid resid_mid resid_post resid_sum norm_scale normalized
     query key value rotated_query rotated_key unit_query unit_key normalised_query query_input key_input value_input
     query_base key_base query_low_rank key_low_rank retrieval_query attention_query attention_key attention_value attention_z
     scores content_scores mask pattern channel_pattern result z mixer_input mixer_out mixer_out_pre mlp_input mlp_pre mlp_pre_linear
