@@ -11,7 +11,7 @@ import numpy as np
 from dash import Dash, Input, Output, State, html, no_update
 from dash.development.base_component import Component
 
-from app.figures.common import number, visible_text
+from app.figures.common import number
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side
 from app.frames import content_frame, frame, scene_of_slice, slice_input, view_slice
 from app.measure.common import FormError
@@ -33,6 +33,7 @@ from app.measure.features import (
 from app.measure.probes import trace_of
 from app.page import Page
 from app.pages.synapses import GRID, RIGHT
+from app.panels.feature_texts import context_lines
 from app.panels.features import (
     CONTEXTS,
     DENSITY,
@@ -47,9 +48,7 @@ from app.panels.features import (
     promoted_words,
 )
 from app.panels.results import measured
-from app.render import to_levels
 from app.services import Scene, Services
-from app.theme import colours_of, readable_on, theme_called
 from app.view_state import ViewState
 from workbench.lab.jobs import Job
 from workbench.lab.runs import Run
@@ -299,68 +298,6 @@ def _grid(scene: Scene) -> Component:
             style={"height": "280px", "width": "100%"},
         ),
     ], className="panel-body is-padded")  # fmt: skip
-
-
-# ---- contexts as coloured text ---------------------------------------------------------------------------------------
-
-
-def coloured(
-    tokens: Sequence[str], values: np.ndarray, largest: float, focus: int, scheme: str | None
-) -> list[Component]:
-    """Tokens with the colour of their values; neighbours of one colour are one piece, the marked token stands alone."""
-    theme = theme_called(scheme)
-    levels = to_levels(np.nan_to_num(np.asarray(values, float)), largest or 1.0, "sqrt", False)
-    backgrounds = colours_of(levels, theme.wash_name(False))
-    pieces: list[tuple[str, str, bool, float]] = []
-    for at, (token, background, value) in enumerate(zip(tokens, backgrounds, values, strict=True)):
-        colour = "" if not value > 0 else background
-        text = visible_text(token) if len(token) > 1 or token.strip() or at == focus or colour else " "
-        if pieces and at != focus and not pieces[-1][2] and pieces[-1][1] == colour == "":
-            pieces[-1] = (pieces[-1][0] + text, colour, False, 0.0)
-        else:
-            pieces.append((text, colour, at == focus, float(value)))
-    return [
-        html.Span(
-            text, className="feature-token is-focus" if marked else "feature-token", title=number(value) if value > 0 else "",
-            style={"background": colour, "color": readable_on(colour)} if colour else {},
-        )
-        for text, colour, marked, value in pieces
-    ]  # fmt: skip
-
-
-def context_lines(scene: Scene, scheme: str | None) -> list[Component]:
-    """The contexts of the chosen feature; under each, for a BDH, the same text by the feature's best neuron."""
-    try:
-        contexts = CONTEXTS.contexts(scene)
-    except Exception:  # the panel below says why
-        return []
-    found, feature = measured(scene, KIND), chosen_feature(scene)
-    assert found is not None and feature is not None
-    largest = float(found.array("largest")[feature])
-    own = [each["neuron"] for each in contexts if each["neuron"] is not None]
-    strongest = max((float(np.nanmax(values)) for values in own if np.isfinite(values).any()), default=0.0)
-    lines: list[Component] = []
-    last = None
-    for each in contexts:
-        if each["band"] != last:
-            last = each["band"]
-            lines.append(
-                html.H3("Strongest" if last < 0 else f"Part {last + 1} of 4 of its range", className="says-title")
-            )
-        text = html.Span(
-            coloured(each["tokens"], each["values"], largest, each["focus"], scheme), className="feature-text"
-        )
-        lines.append(
-            html.Div([html.Span(number(each["value"]), className="feature-value"), text], className="feature-line")
-        )
-        if each["neuron"] is not None and np.isfinite(each["neuron"]).any():
-            text = html.Span(
-                coloured(each["tokens"], each["neuron"], strongest, each["focus"], scheme), className="feature-text"
-            )
-            lines.append(
-                html.Div([html.Span("neuron", className="feature-value"), text], className="feature-line is-neuron")
-            )
-    return lines
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------

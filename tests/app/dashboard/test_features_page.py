@@ -24,8 +24,9 @@ from app.measure.features import (
 )
 from app.model_service import WorkbenchModels
 from app.pages import find_pages
-from app.pages.features import chosen_words, coloured, context_lines, estimated, first_site, measures
+from app.pages.features import chosen_words, estimated, first_site, measures
 from app.panels.base import NothingToShow
+from app.panels.feature_texts import coloured, context_lines
 from app.panels.features import LIST, chosen_feature
 from app.services import Services
 from app.theme import LIGHT
