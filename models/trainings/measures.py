@@ -46,6 +46,21 @@ def loss(module: nn.Module, experiment: Experiment, seed: int) -> float:
     return float(nn.functional.cross_entropy(logits[asked[:, 1:]].double(), targets[asked]))
 
 
+def passes_by_distance(module: nn.Module, experiment: Experiment, seed: int, longest: int = 6) -> list[float]:
+    """Mean number of passes that a model with halting takes where the answer is 0, 1, … `longest` tokens away.
+
+    A token's passes are the mean of 1, 2, … under the weights of the states in its output.
+    """
+    tokens, asked, _, facts = experiment.test_batch(seed)
+    steps = range(experiment.ours.config.wiring.steps)
+    names = [f"wiring.hook_step_weight@{step}" for step in steps]
+    with torch.no_grad():
+        _, cache = module.eval().run_with_cache(tokens[:, :-1], names=names)  # type: ignore[operator]
+    passes = sum((step + 1) * cache[name] for step, name in zip(steps, names, strict=True))  # [batch, pos]
+    distance = torch.arange(tokens.shape[1] - 1) - facts["source"][:, 1:]
+    return [float(passes[asked[:, 1:] & (distance == away)].double().mean()) for away in range(longest + 1)]
+
+
 ACCURACY = Measure("share of answers that are right", accuracy)
 BEYOND = Measure("share of answers that are right beyond the trained length", accuracy_beyond)
 SOURCE = Measure("share of a question's reading that falls on its answer, best head", source_share)

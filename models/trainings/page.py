@@ -18,8 +18,8 @@ results.
 
 Every row trains two small models of width 48 the same way, with the same rows, steps, learning rate and seeds: the architecture, and a
 plain model that lacks what the architecture adds. Below each table stands what both are. The columns *it* and *baseline* list the measured
-values, one for each seed (of weights and data), on held-out rows. The rule was fixed before the seeds in the table were run; the verdict says
-whether it held on every one. What was chosen by looking at results (steps, rates, sizes of rows) was chosen alike for both sides;
+values, one for each seed (of weights and data), on held-out rows. The rule was fixed before the seeds in the table were run; the verdict
+says whether it held on every one. What was chosen by looking at results (steps, rates, sizes of rows) was chosen alike for both sides;
 where the first choice was changed, the last section says so. CPU seconds are of one seed and both sides, on one thread.
 
 The tasks ask for what the paper adds, mostly in a way that the plain model cannot answer at any size. So a *yes* shows that a part does

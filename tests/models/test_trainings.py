@@ -13,9 +13,19 @@ from models import registry
 from models.trainings import __main__ as command
 from models.trainings.experiments.memory import MemoryTokens
 from models.trainings.experiments.positions import RandomisedPositions
-from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE
+from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE, passes_by_distance
 from models.trainings.page import PAGE, page
-from models.trainings.record import AsGood, Better, Experiment, Side, all_experiments, answers, experiment, find
+from models.trainings.record import (
+    AsGood,
+    Better,
+    Experiment,
+    Measure,
+    Side,
+    all_experiments,
+    answers,
+    experiment,
+    find,
+)
 from models.trainings.runner import measure_side, read_results, run
 from models.trainings.shared import attention, small
 from workbench.lab.jobs import JobCancelled
@@ -101,6 +111,16 @@ def test_the_share_that_falls_on_the_source() -> None:
         answered = torch.arange(3, 13)
         expected = {None: float((1 / answered).mean()), 3: 1 / 3, 2: 0.0}[window]
         assert SOURCE.of(model, one, 0) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("bias", "passes"), [(30.0, 1.0), (-30.0, 6.0)])
+def test_passes_of_a_model_that_halts_at_once_or_never(bias: float, passes: float) -> None:
+    one = EXPERIMENTS["universal-transformer"]
+    model: Any = one.ours.build(0)
+    with torch.no_grad():
+        model.wiring.halt.weight.zero_()
+        model.wiring.halt.bias.fill_(bias)
+    assert passes_by_distance(model, one, 0) == pytest.approx([passes] * 7)
 
 
 # Readers
@@ -272,3 +292,17 @@ def test_trained_again_it_gives_the_stored_verdict(name: str, trainings: Path) -
     seed, stored = next(iter(read_results()[name]["seeds"].items()))
     again = run([EXPERIMENTS[name]], trainings, (int(seed),), trainings / "results.json")[name]["seeds"][seed]
     assert again["holds"] == stored["holds"], (stored, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["universal-transformer", "palbert"])
+def test_halting_follows_the_distance_of_the_answer(name: str, trainings: Path) -> None:
+    """Trained without any cost of passes, a token takes more of them the farther away its answer is."""
+    passes: list[float] = []
+
+    def count(module: nn.Module, one: Experiment, seed: int) -> float:
+        passes.extend(passes_by_distance(module, one, seed, longest=5))
+        return passes[0]
+
+    measure_side(replace(EXPERIMENTS[name], measure=Measure("passes", count)), "ours", 0, trainings)
+    assert passes[1] < passes[2] < passes[3] < passes[4] < passes[5] and passes[5] > passes[0] + 1.5, passes
