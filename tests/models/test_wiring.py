@@ -290,4 +290,7 @@ def test_diagrams_say_how_depth_is_used() -> None:
         name: [p["detail"] for p in model_blocks(models.build(name)) if p["kind"] == "loop"]
         for name in ("hrm", "denseformer")
     }
-    assert details == {"hrm": ["up to ×4, shared weights"], "denseformer": ["all earlier outputs"]}
+    assert details == {
+        "hrm": ["passes", "passes", "passes", "2 × (2 fast, 1 slow)"],  # of each layer, and of the whole
+        "denseformer": ["averages of all outputs"],
+    }
