@@ -84,7 +84,7 @@ def masked_tokens(run: Any, mask: int | None, most: int = 5) -> list[dict[str, A
         return []
     import numpy as np
 
-    named, found = run.manifest["tokens"]["predicted"], []
+    named, found = run.manifest["tokens"].get("predicted", {}), []
     for position in np.flatnonzero(run.array("tokens") == mask).tolist():
         ids, logs = (run.array(f"here.{name}")[position, :most] for name in ("ids", "log_probs"))
         tokens = [named.get(str(token), str(token)) for token in ids.tolist()]

@@ -176,4 +176,4 @@ def test_predicted_tokens_have_names(store: RunStore) -> None:
     run = trace_run(model, "abc", store)
     named = run.manifest["tokens"]["predicted"]
     assert named == {str(i): f"«{i}»" for i in sorted(set(run.array("next.ids").ravel().tolist()))}
-    assert trace_run(lively("gpt2"), "abc", store).manifest["tokens"]["predicted"] == {}
+    assert "predicted" not in trace_run(lively("gpt2"), "abc", store).manifest["tokens"], "bytes need no table"

@@ -138,7 +138,7 @@ def trace_run(
                 "ids": ids,
                 "strings": strings,
                 "tokenizer": model.tokenizer.name if model.tokenizer is not None else "none",
-                "predicted": predicted,
+                **({"predicted": predicted} if predicted else {}),
             },
             source=source or None,
             layers=records,
