@@ -288,10 +288,17 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_trained_again_it_gives_the_stored_verdict(name: str, trainings: Path) -> None:
-    """With the first of the stored seeds."""
-    seed, stored = next(iter(read_results()[name]["seeds"].items()))
+    """With the first of the stored seeds; where seeds disagree the rule is a close call, and the measured values must be near instead."""
+    seeds = read_results()[name]["seeds"]
+    seed, stored = next(iter(seeds.items()))
     again = run([EXPERIMENTS[name]], trainings, (int(seed),), trainings / "results.json")[name]["seeds"][seed]
-    assert again["holds"] == stored["holds"], (stored, again)
+    if len({numbers["holds"] for numbers in seeds.values()}) == 1:
+        assert again["holds"] == stored["holds"], (stored, again)
+    else:
+        assert all(abs(again[side]["value"] - stored[side]["value"]) < 0.05 for side in ("ours", "baseline")), (
+            stored,
+            again,
+        )
 
 
 @pytest.mark.slow
