@@ -198,7 +198,9 @@
       const zoom = metaOf(gd).zoom;
       if (zoom) workbench.change({ [zoom.x]: null, ...(zoom.y ? { [zoom.y]: null } : {}) });
     });
-    gd.on("plotly_afterplot", () => { markFigure(gd); thinLabels(gd); });
+    gd.on("plotly_afterplot", () => { markFigure(gd); thinLabels(gd); requestAnimationFrame(() => thinLabels(gd)); });
+    new ResizeObserver(() => requestAnimationFrame(() => thinLabels(gd))).observe(gd);
+    document.fonts.ready.then(() => thinLabels(gd));
     thinLabels(gd);
     gd.addEventListener("mouseleave", () => { workbench.hover({ query: null, key: null }); hideReadout(); });
     markFigure(gd);
