@@ -392,7 +392,7 @@ PLAIN = ("gpt2", "gpt", "llama", "gptj", "attention-only")
 def test_every_architecture_can_be_asked(name: str) -> None:
     """Scores of random weights are finite, what is measured is what the pattern is, shared depth is labelled by step; or it is refused."""
     model = models.build(name)
-    batch = induction(8 if name in PLAIN else 3)  # more rows only where scores are compared with chance
+    batch = induction(8 if name in PLAIN else 5)  # more rows only where scores are compared with chance
     patterns = {} if "pattern" not in model.hook_points.roles else model.patterns(batch.tokens[:1])
     if not patterns or any(pattern.meta.columns != "token" for pattern in patterns.values()):
         with pytest.raises(HookError):
