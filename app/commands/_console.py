@@ -133,6 +133,11 @@ def add_row(table: Table, *cells: object) -> None:
     table.add_row(*[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in cells])
 
 
+def four_digits(value: float) -> str:
+    """A number in at most four significant digits; `–` where there is none."""
+    return "–" if value != value else f"{value:.4g}"
+
+
 def read_text(text: str | None, file: Path | None) -> str:
     """The text of a command: its argument, `-` for stdin, or the content of `--file`. Exactly one of them.
 

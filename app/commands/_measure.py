@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands._console import Failure, add_row, interruptible, new_table, note, print_json, progress_bar, stdout
+from app.commands._console import (
+    Failure,
+    add_row,
+    four_digits,
+    interruptible,
+    new_table,
+    note,
+    print_json,
+    progress_bar,
+    stdout,
+)
 from app.commands._options import complete_models, open_store
 from app.view_state import ViewState
 
@@ -134,7 +144,7 @@ def show(panel: Any, scene: Any) -> None:
     numbers = [c for i, c in enumerate(columns) if rows and all(isinstance(row[i], float) for row in rows)]
     table = new_table(*columns, numbers=numbers)
     for row in rows[:SHOWN]:
-        add_row(table, *(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row))
+        add_row(table, *(four_digits(cell) if isinstance(cell, float) else cell for cell in row))
     stdout().print(table)
     if len(rows) > SHOWN:
         note(f"  … and {len(rows) - SHOWN:,} more lines, with --json")

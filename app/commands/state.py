@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands._console import Failure, add_row, new_table, note, print_json, read_text, stdout
+from app.commands._console import Failure, add_row, four_digits, new_table, note, print_json, read_text, stdout
 from app.commands._options import AnyModel, AsJson, TextFile, Words, open_model
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def show(report: MemoryReport, strings: list[str]) -> None:
     title = f"layer {report.layer} ({report.kind})"
     table = new_table(title, "token", *columns, numbers=tuple(columns))
     for place, string in enumerate(strings):
-        add_row(table, place, repr(string)[1:-1], *(f"{column[place]:.4g}" for column in columns.values()))
+        add_row(table, place, repr(string)[1:-1], *(four_digits(column[place]) for column in columns.values()))
     stdout().print(table)
     if report.forgetting is None:
         note(report.no_retention)
