@@ -28,16 +28,19 @@ def shipped_runs(study: str | None = None) -> list[Run]:
     for folder in discovery.study_folders():
         for manifest in sorted(folder.glob(f"{FOLDER}/*/manifest.json")) if study in (None, folder.name) else ():
             try:
-                found.append(Run(manifest.parent))
-            except (RunError, OSError):
+                run = Run(manifest.parent)
+                read_result(run)
+            except (RunError, StudyError, OSError):
                 continue
+            found.append(run)
     return found
 
 
 def known_results(store: RunStore | None, study: str | None = None) -> list[StudyResult]:
-    """The results in a store and those that are shipped, newest first, optionally of one study."""
-    shipped = [replace(read_result(run), shipped=True) for run in shipped_runs(study)]
+    """The results in a store and those that are shipped, newest first, optionally of one study. One that is both counts as the store's."""
     own = [] if store is None else study_results(store, study)
+    held = {result.run for result in own}
+    shipped = [replace(read_result(run), shipped=True) for run in shipped_runs(study) if run.id not in held]
     return sorted([*own, *shipped], key=lambda result: result.created, reverse=True)
 
 

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from app.dashboard import build_app, make_dashboard_server
 from app.services import Services
+from tests.app.dashboard.fake_models import FakeModels
+from workbench.lab.jobs import JobQueue
+from workbench.lab.runs import RunStore
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,20 @@ class Stage:
     address: str
     services: Services
     run: str
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """An empty store for one file of tests, which import this and `server`."""
+    return RunStore(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def server(store: RunStore) -> Iterator[str]:
+    """The address of a dashboard over `store`."""
+    jobs = JobQueue()
+    with served(Services(store, jobs, FakeModels(store, jobs))) as address:
+        yield address
 
 
 @contextmanager

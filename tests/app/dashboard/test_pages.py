@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from dash.development.base_component import Component
 
 from app import frames
 from app.dashboard import _panels_by_id, build_app, job_line, resolve
-from app.page import Page
+from app.page import GROUPS, Page
 from app.pages import find_pages
 from app.pages.overview import start
 from app.pages.runs import delete, problems, rows
@@ -22,7 +23,7 @@ from app.pages.state import largest_entries, neuron_table, tracked_chips
 from app.panels.base import FigurePanel, NothingToShow, StripPanel
 from app.panels.overview import blocks_of
 from app.services import Services
-from app.shell import inspector
+from app.shell import _navigation, inspector
 from app.view_state import ViewState
 from tests.app.dashboard.conftest import TOKENS, RunIds
 from tests.app.dashboard.fake_models import FakeModels
@@ -67,6 +68,16 @@ def test_pages_register_themselves() -> None:
     icons = ROOT / "app" / "assets" / "icons"
     for page in PAGES.values():
         assert (icons / f"{page.icon}.svg").is_file() and page.words.endswith(".")
+
+
+def test_pages_stand_under_the_headings_of_the_navigation() -> None:
+    assert list(dict.fromkeys(page.group for page in PAGES.values())) == list(GROUPS)
+    shown = text_of(_navigation(list(PAGES.values())))
+    assert all(shown.count(group) >= 1 for group in GROUPS) and shown.index("BDH") < shown.index(
+        "Synapses"
+    ) < shown.index("Measure")
+    with pytest.raises(ValueError, match="'elsewhere'; expected one of Look, BDH"):
+        replace(PAGES["runs"], group="elsewhere")
 
 
 @pytest.mark.parametrize("kind,expected", [

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 import models
-from app.services import Services
-from tests.app.dashboard.fake_models import FakeModels
-from tests.app.dashboard.serving import served
+from tests.app.dashboard.serving import server, store  # noqa: F401
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright  # noqa: F401
-from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
 from workbench.lab.trace import trace_run
 
@@ -19,22 +14,10 @@ pytestmark = pytest.mark.browser
 TEXT = "watch it hatch"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
-    return RunStore(tmp_path_factory.mktemp("states"))
-
-
-@pytest.fixture(scope="module")
-def server(store: RunStore) -> Iterator[str]:
-    jobs = JobQueue()
-    with served(Services(store, jobs, FakeModels(store, jobs))) as address:
-        yield address
-
-
 def test_another_state_is_chosen_and_the_retention_matrix_moves_time(
     desk: playwright.BrowserContext,  # noqa: F811
-    server: str,
-    store: RunStore,
+    server: str,  # noqa: F811
+    store: RunStore,  # noqa: F811
 ) -> None:
     run = trace_run(models.build("mlstm"), TEXT, store)
     window = Window(desk, server)
