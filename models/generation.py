@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.instrument.hooked_model import HookList
+from workbench.instrument.attaching import HookList
 from workbench.instrument.states import ModelState
 
 

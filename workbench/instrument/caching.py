@@ -1,15 +1,115 @@
-"""Parts of `run_with_cache`: which positions to stop at, keeping the cache apart from the caller's tensors, gradients at cached points."""
+"""`run_with_cache`: one call that stores activations, and its parts: which positions to stop at, keeping the cache apart from the caller's
+tensors, gradients at cached points."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.instrument.entries import Kept
-from workbench.instrument.errors import HookError
-from workbench.instrument.hook_points import Group, HookPoint, Item
+from workbench.instrument.attaching import Attaching, HookList
+from workbench.instrument.cache import ActivationCache
+from workbench.instrument.entries import CacheEntry, GradientCapture, Kept, SelectingCacheEntry
+from workbench.instrument.errors import HookError, UnknownHookPoint
+from workbench.instrument.hook_points import Group, HookPoint, Item, entered
+from workbench.instrument.selection import Select, SelectedPoints, Selection, as_indices
 from workbench.instrument.states import ModelState
+
+
+class Caching(Attaching):
+    """Calls that store activations. The third part of `HookedModel`."""
+
+    def run_with_cache(
+        self,
+        *args: Any,
+        names: Selection | None = None,
+        names_filter: Selection | None = None,
+        role: str | None = None,
+        layers: int | Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
+        positions: int | slice | Sequence[int] | None = None,
+        pos_slice: int | slice | Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        hooks: HookList = (),
+        gradients_of: Callable[[Any], Tensor] | None = None,
+        incl_bwd: bool = False,
+        detach: bool = True,
+        remove_batch_dim: bool = False,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """One call that stores activations; selection happens before storing.
+
+        Args:
+            names: name, glob, `Select`, predicate or list of these; None for every hook point that costs nothing extra.
+            role, layers: keep only hook points of this role / these layers.
+            heads, positions: keep only this part of the head axis / of the position (query) axis. For states, the positions to read at.
+            dtype, device: convert floating activations / move them when storing.
+            hooks: attach these as well; the cache holds what the model went on with after them.
+            gradients_of: function of the output giving a scalar; its gradient at every cached point is in `cache.gradients`.
+            incl_bwd: short for `gradients_of` the output itself (use with return_type="loss").
+            detach: store without the autograd graph.
+            strict: with True, a selection of which the run reaches nothing is an error.
+            names_filter, pos_slice: TransformerLens's words for names and positions.
+
+        Returns:
+            The call's output and an `ActivationCache`.
+        """
+        names = one_of("names", names, "names_filter", names_filter)
+        positions = one_of("positions", positions, "pos_slice", pos_slice)
+        chosen = positions if positions is None or isinstance(positions, slice) else as_indices(positions, "positions")
+        kept = Kept(None if heads is None else as_indices(heads, "heads"), chosen, dtype, device)
+        backward = gradients_of is not None or incl_bwd
+        store: dict[str, Tensor] = {}
+        trajectories: dict[str, dict[int, Tensor]] = {}
+        captured: list[tuple[str, int | None, HookPoint, Tensor]] = []
+        groups: list[Group] = []
+        for description, selected in self._cache_selection(names, role, layers):
+            first = selected[0]
+            for part, where in by_positions(selected.points, first.positions, chosen):
+                if backward:
+                    capture = GradientCapture(captured, first.suffix, step=first.step, positions=where)
+                    groups.append(Group(description, capture, part))
+                if kept.everything and selected.whole:
+                    entry = CacheEntry(store, detach)
+                else:
+                    entry = SelectingCacheEntry(store, detach, trajectories, kept, first.suffix, first.step, where)
+                groups.append(Group(description, entry, part))
+        check_used(groups, heads, positions)
+        gradients: dict[str, Tensor] = {}
+        with torch.enable_grad() if backward else nullcontext():
+            with entered([*self._groups(hooks), *groups], strict):
+                output = self(*args, **kwargs)
+            if backward:  # outside the scope: a metric may run models of its own
+                metric = gradients_of(output) if gradients_of is not None else output
+                gradients = gradients_at(metric, captured, kept, store, retain_graph=not detach)
+        for address, by_position in trajectories.items():
+            store[address] = over_time(by_position)
+        part_from(store, (args, kwargs, output))
+        cache = ActivationCache(store, self.hook_points.points, self.n_layers, gradients, self.hook_points.aliases)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _cache_selection(
+        self, names: Selection | None, role: str | None, layers: int | Sequence[int] | None
+    ) -> list[tuple[str, SelectedPoints]]:
+        if names is None and role is None and layers is None:
+            return [("every hook point", self.hook_points.default())]
+        groups = self.hook_points.resolve(names if names is not None else Select(role=role, layer=layers))
+        if names is None or (role is None and layers is None):
+            return groups
+        keep = {s.point.name for s in self.hook_points.resolve(Select(role=role, layer=layers))[0][1]}
+        filtered = [
+            (description, SelectedPoints(s for s in selected if s.point.name in keep))
+            for description, selected in groups
+        ]
+        for description, selected in filtered:
+            if not selected:
+                raise UnknownHookPoint(
+                    f"{description} and {Select(role=role, layer=layers)} have no hook point in common."
+                )
+        return filtered
 
 
 def one_of(ours: str, value: Any, theirs: str, other: Any) -> Any:
