@@ -1,7 +1,7 @@
 """What a forward pass knows besides its activations: positions, padding, what is carried between calls, and further facts by name."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Context:
         token_ids: the tokens of this call, [batch, pos]; None when a run starts from a residual stream.
         facts: what the caller says besides the tokens, by name: `"positions"`, `"prefix_length"`, ... Parts ask with `fact`.
         cross: the keys are those of another sequence (a source), all of them visible but for its padding.
+        beside: what blocks hand to the next block of the same call beside the residual stream, by name.
     """
 
     positions: Tensor
@@ -36,6 +37,7 @@ class Context:
     cross: bool = False
     asked: set[str] = field(default_factory=set, repr=False)
     memo: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    beside: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def fact(self, name: str) -> Any:
         """What the caller said under this name, or None. Facts that nobody asks for are an error of the call."""
@@ -61,6 +63,12 @@ class Context:
         """True where a key is the query's own token, [1, 1, query, key]."""
         queries = torch.arange(self.offset, self.offset + length, device=device)
         return (queries[:, None] == torch.arange(self.key_positions.shape[-1], device=device))[None, None]
+
+    def knowing(self, last: int) -> "Context":
+        """The same for a layer that knows only the `last` tokens of earlier calls. Positions go on counting."""
+        gone = self.offset - last
+        mask = None if self.key_mask is None else self.key_mask[:, gone:]
+        return replace(self, key_positions=self.key_positions[:, gone:], key_mask=mask, offset=last, memo={})
 
     def of_source(self, positions: Tensor, mask: Tensor | None = None) -> "Context":
         """The context of a cross-attention site: queries of this call, keys at the source's `positions` [batch or 1, key].

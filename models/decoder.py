@@ -125,6 +125,7 @@ class Decoder(TextInput, Generation, HookedModel):
             x = tokens if start_at_layer is not None else self._embedded(tokens, context)
             carried_out: list[dict[str, Tensor]] = []
             blocks, wiring = list(self.blocks), getattr(self, "wiring", None)
+            mixers = [] if state is None else self.mixers
             notes = None if wiring is None else wiring.begin(x, context)
             for number, (layer, step) in enumerate(self.visits):
                 if not start <= layer < stop:
@@ -132,7 +133,10 @@ class Decoder(TextInput, Generation, HookedModel):
                 ACTIVE.step = step
                 if wiring is not None:
                     x = wiring.entering(layer, step, x, notes)
-                x, out = blocks[layer](x, context, None if state is None else state.layers[number])
+                here, carried = context, None if state is None else state.layers[number]
+                if carried is not None and not carried and mixers[layer].slots:  # `ModelState.without` this layer
+                    here, carried = context.knowing(0), None
+                x, out = blocks[layer](x, here, carried)
                 carried_out.append(out)
                 if wiring is not None:
                     x = wiring.leaving(layer, step, x, notes)
@@ -185,7 +189,7 @@ class Decoder(TextInput, Generation, HookedModel):
         if tokens.device.type != "cpu" and not residual and not torch.compiler.is_compiling():
             self._check_vocabulary(tokens)  # beforehand, because a faulty look-up on an accelerator ends the process
         if state is not None:
-            self._check_state(state, batch)
+            self._check_state(state, batch, keep)
         if residual and (tokens.dim() != 3 or tokens.shape[-1] != self.d_model):
             raise ValueError(
                 f"start_at_layer expects a residual stream [batch, pos, d_model={self.d_model}]; got {tuple(tokens.shape)}."
@@ -215,7 +219,7 @@ class Decoder(TextInput, Generation, HookedModel):
                 f"Token ids must lie in 0..{self.vocab_size - 1}; got {least}..{most}. Was another tokenizer used?"
             )
 
-    def _check_state(self, state: ModelState, batch: int) -> None:
+    def _check_state(self, state: ModelState, batch: int, keep: bool) -> None:
         """A state of another model or batch would be read as something that it is not."""
         mixers = self.mixers
         expected = [mixers[layer] for layer, _ in self.visits]
@@ -224,7 +228,13 @@ class Decoder(TextInput, Generation, HookedModel):
                 f"The state has {len(state.layers)} layers; this model has {len(expected)}. A state continues the model that made it."
             )
         for number, (slots, mixer) in enumerate(zip(state.layers, expected, strict=True)):
-            if set(slots) != set(mixer.slots):
+            if not slots and mixer.slots:
+                if keep:
+                    raise ValueError(
+                        f"The state is without layer {number}, which would hand on fewer tokens than the others. Expected one call without "
+                        "return_state, or a state with slots `replaced`."
+                    )
+            elif set(slots) != set(mixer.slots):
                 raise ValueError(
                     f"The state of layer {number} holds {', '.join(map(repr, slots)) or 'nothing'}; expected "
                     f"{', '.join(map(repr, mixer.slots))}. A state continues the model that made it."

@@ -55,9 +55,10 @@ class NGram(Score):
             raise ValueError(
                 "n-gram heads look at the tokens. Expected facts={'token_ids': tokens} with start_at_layer."
             )
+        positions = call.context.key_positions
         matches = ngram_matches(
             call.carry("token_ids", call.context.token_ids),
-            call.context.key_positions,
+            positions - positions[:, :1],  # from 0 on, also where a layer does not know the beginning
             call.context.key_mask,
             self.config.orders,
         )[:, :, call.context.offset :]

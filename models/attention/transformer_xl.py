@@ -87,10 +87,7 @@ class TransformerXL(Attention):
             memory = carried["hidden"].detach()
             k, v = _after(memory, k), _after(memory, v)
             hidden = torch.cat([memory, stream], dim=1)
-            gone = context.offset - memory.shape[1]
-            mask = None if context.key_mask is None else context.key_mask[:, gone:]
-            keys = context.key_positions[:, gone:]
-            within = replace(within, key_positions=keys, key_mask=mask, offset=memory.shape[1], memo={})
+            within = within.knowing(memory.shape[1])
         out, _ = super().forward((x[0], k, v), within, None, stream)
         kept = hidden if context.key_mask is not None else hidden[:, -self.reach :]
         return out, {"hidden": kept} if context.keep_state else {}

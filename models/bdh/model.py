@@ -222,7 +222,7 @@ class BDHLayer(nn.Module):
             x = self.accumulated(self.hook_x_added(x), context)
         x = self.hook_x(x)
         if self.residual == "neuron":
-            context.memo[_NEURONS] = x
+            context.beside[_NEURONS] = x
         a, out = self.attn(x, v, context, carried)
         a = self.ln_a(self.hook_a(a)).to(v.dtype)
         gate = self.hook_gate(F.relu(self.hook_gate_pre(a @ weights.D_y)))
@@ -233,7 +233,7 @@ class BDHLayer(nn.Module):
 
     def accumulated(self, added: Tensor, context: Context) -> Tensor:
         """x_l = x_{l−1} + added [batch, head, pos, neuron]. x travels beside v, with the call."""
-        return added if self.layer == 0 else context.memo[_NEURONS] + added
+        return added if self.layer == 0 else context.beside[_NEURONS] + added
 
 
 class BDH(Decoder):

@@ -18,6 +18,7 @@ class ModelState:
 
     Softmax attention carries `key` and `value` [batch, pos, kv_head, d_head]; recurrent mixers carry `state`
     [batch, head, state_k, state_v] and whatever else they need (a convolution's last inputs). `mask` [batch, pos] marks real tokens.
+    Where weights are shared over depth, every pass over a layer has slots of its own, in the order in which blocks run.
     """
 
     position: int = 0
@@ -46,6 +47,19 @@ class ModelState:
                 )
         copy = self.clone()
         copy.layers[layer].update(slots)
+        return copy
+
+    def without(self, *layers: int) -> "ModelState":
+        """A copy in which some layers carry nothing: in the next call they read that call alone, at the positions that its tokens have.
+
+        What such a layer hands on would not fit the others, so the model refuses `return_state` with it. Per-position points of the layer
+        count from the call.
+        """
+        outside = [layer for layer in layers if not -len(self.layers) <= layer < len(self.layers)]
+        if outside:
+            raise HookError(f"The state has layers 0..{len(self.layers) - 1}, not {outside[0]}.")
+        copy, cut = self.clone(), {layer % len(self.layers) for layer in layers}
+        copy.layers = [{} if number in cut else slots for number, slots in enumerate(copy.layers)]
         return copy
 
     def clone(self) -> "ModelState":
