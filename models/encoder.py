@@ -81,7 +81,8 @@ class Encoder(LanguageModel):
 
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """Token, position and type embeddings, then their norm. [batch, pos] -> [batch, pos, d_model]."""
-        x = self.hook_embed(self.embed(tokens))
+        x = self.embed(tokens)
+        x = self.hook_embed(x if self.embed_scale == 1.0 else x * self.embed_scale)
         if self.has_position_embedding:
             x = x + self.hook_pos_embed(self.pos_embed(context.positions).to(x.dtype).expand_as(x))
         given = context.fact("token_types")

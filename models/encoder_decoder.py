@@ -3,6 +3,7 @@
     model(tokens, facts={"source": source, "source_mask": mask})
     model.generate(source="translate English to German: That is good.")
     bound = model.with_source(source)        a language model of the text given this source: every probe runs on it
+    alone = model.encoder_alone()            the encoder as a model of one text: probes run on it too
 
 A published decoder layer (self-attention, cross-attention, MLP) is two blocks here, `blocks.{2l}` with self-attention and no MLP and
 `blocks.{2l + 1}` with cross-attention and the MLP, so that every block has one sequence mixer with one pattern. The encoder's hook points
@@ -13,7 +14,7 @@ cross-attention sites made of the source.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from models.attention.cross import Source, hook_points_of
 from models.attention.site import AttentionConfig
 from models.context import Context
+from models.encoder import Encoder, EncoderConfig
 from models.language_model import Block, LanguageModel, LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig
 from models.parts.norms import Norm
 from workbench.instrument.hook_points import ACTIVE, HookPoint
+from workbench.instrument.hooked_model import Mixer
 from workbench.instrument.states import ModelState
 
 _AXES = {"pos": "source", "query": "source_query", "key": "source_key"}
@@ -112,6 +115,30 @@ class EncoderDecoder(LanguageModel):
         assert isinstance(config, EncoderDecoderConfig)
         self.encoder = SourceEncoder(config.encoder_stack, self.switches)
         super()._build(config, position)
+
+    @property
+    def source_mixers(self) -> list[Mixer]:
+        """The sequence mixer of each of the encoder's layers."""
+        return [block.sequence_mixer for block in self.encoder.blocks]  # type: ignore[union-attr, misc]
+
+    def encoder_alone(self) -> Encoder:
+        """The encoder as a model of its own, which reads one text: `model.encoder_alone().patterns("a source")`.
+
+        Its weights are this model's, not copies; its hook points are its own, called as in any encoder.
+        """
+        from models.pretrained.loader import weightless
+
+        given = {item.name: getattr(self.config.encoder_stack, item.name) for item in fields(LanguageModelConfig)}
+        given |= {"vocab_size": self.config.vocab_size, "embed_scale": self.config.embed_scale}
+        with weightless():
+            alone = Encoder(EncoderConfig(**given, token_types=0))
+        whole = self.state_dict(keep_vars=True)
+        own = {name: whole.get(f"encoder.{name}", whole.get(name)) for name in alone.state_dict()}
+        alone.load_state_dict(own, assign=True)
+        alone.tokenizer = self.tokenizer
+        alone.name, alone.architecture = f"{self.name} (encoder)", self.architecture
+        alone.origin = self.origin
+        return alone.train(self.training)
 
     def encode(self, source: Any, mask: Tensor | None = None) -> Source:
         """Read a source: what several calls can then be given as `facts["source"]`.

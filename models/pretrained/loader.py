@@ -122,7 +122,7 @@ def load_folder(
     checkpoint = Checkpoint(folder, allow_pickle_conversion)
     conversion, fields = conversion_of(folder, checkpoint.names, config, checkpoint.shapes)
     kind = architecture(conversion.architecture)
-    with _weightless():
+    with weightless():
         model = kind.module(conversion.config)
     wanted = torch.float32 if dtype is None else None if dtype == "auto" else dtype
     if isinstance(wanted, str):
@@ -204,7 +204,7 @@ class _NoValues(TorchFunctionMode):
 
 
 @contextmanager
-def _weightless() -> Iterator[None]:
+def weightless() -> Iterator[None]:
     """Models built in this thread meanwhile have parameters without memory; their buffers, which are computed, are real."""
     here = threading.get_ident()
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from workbench.lab.factors import LayerFactors
 from workbench.lab.run_writer import RunWriter
+from workbench.lab.stacks import ArraysOf
 
 FACTOR_AXES = {
     "query": ("head", "pos", "width"),
@@ -24,7 +25,7 @@ UNITS = {"log_normaliser": "nats", "log_decay": "nats per token", "entropy": "na
 
 
 def add_layer_arrays(
-    run: RunWriter,
+    run: RunWriter | ArraysOf,
     record: dict[str, Any],
     factors: dict[str, np.ndarray],
     rows: Sequence[int] | None = None,

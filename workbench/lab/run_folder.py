@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import html
 import mmap
@@ -83,6 +84,20 @@ class Run:
                 return record
         held = ", ".join(str(record["layer"]) for record in self.layers) or "none"
         raise RunNotFoundError(f"run {self.id} has no layer {index!r}; layers that it has: {held}")
+
+    @property
+    def encoder(self) -> Run:
+        """What the run stores of an encoder that read its source, as a trace of the source: `layers`, arrays and tokens are the encoder's.
+
+        RunNotFoundError for a run that stores nothing of one.
+        """
+        side = copy.copy(self)
+        side.manifest = run_format.encoder_manifest(self.manifest)
+        prefix = run_format.ENCODER_PREFIX
+        side._stored = {
+            name.removeprefix(prefix): stored for name, stored in self._stored.items() if name.startswith(prefix)
+        }
+        return side
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """`{name: {shape, dtype, axes, unit}}` of every array."""

@@ -29,6 +29,7 @@ ARRAY_NAME = re.compile(r"[!-~]{1,200}")
 FIGURE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}\.(png|svg|json|csv|md|txt)")
 MANIFEST_LIMIT = 64 * 2**20
 HEADER_LIMIT = 64 * 2**20
+ENCODER_PREFIX = "encoder."  # of the names of an encoder's hook points, and of its arrays in a run
 OVERVIEW_SIZE = 96
 
 PROVENANCES = ("trained", "random", "pretrained")
@@ -40,7 +41,7 @@ MODEL_FIELDS = (
 # What a writer may set; the other fields (id, created, arrays, ...) are the writer's own.
 SETTABLE: dict[str, Any] = {
     "title": "", "model": None, "text": None, "tokens": None, "source": None, "interventions": [], "settings": {}, "results": {},
-    "seed": None, "code_version": None, "machine": None, "seconds": None, "layers": [], "hook_points": [],
+    "encoder": None, "seed": None, "code_version": None, "machine": None, "seconds": None, "layers": [], "hook_points": [],
     "quantities": [],
 }  # fmt: skip
 
@@ -231,6 +232,27 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         )
     if kind == "trace":
         check_trace(manifest)
+    if manifest.get("encoder") is not None:
+        check_manifest(encoder_manifest(manifest))
+
+
+def encoder_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a run stores of an encoder, as the manifest of a trace of the source. RunError for a run that stores nothing of one."""
+    encoder, arrays = manifest.get("encoder"), manifest["arrays"]
+    if encoder is None:
+        raise RunNotFoundError(f"run {manifest['id']} stores no patterns of an encoder")
+    _require(
+        isinstance(encoder, dict) and isinstance(encoder.get("layers"), list),
+        "encoder is not an object with a list of layers",
+    )
+    _require(manifest.get("source") is not None, "encoder is given without the source that it reads")
+    own = {
+        name.removeprefix(ENCODER_PREFIX): entry for name, entry in arrays.items() if name.startswith(ENCODER_PREFIX)
+    }
+    return {
+        **manifest, "tokens": manifest["source"], "text": manifest["source"].get("text"), "layers": encoder["layers"], "arrays": own,
+        "source": None, "encoder": None, "quantities": [],
+    }  # fmt: skip
 
 
 def _check_model(model: object, required: bool) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.hook_points import HookPoint
-from workbench.instrument.hooked_model import HookedModel, heads_first, main_point
+from workbench.instrument.hooked_model import HookedModel, heads_first
 from workbench.instrument.interventions import Intervention
 from workbench.lab.dense_layers import (
     STORED_ROWS,
@@ -32,8 +32,9 @@ from workbench.lab.dense_layers import (
 from workbench.lab.layer_arrays import add_layer_arrays, log_normaliser
 from workbench.lab.predictions import add_predictions
 from workbench.lab.quantity_arrays import add_quantities, plan_quantities
-from workbench.lab.run_writer import RunWriter
+from workbench.lab.run_format import ENCODER_PREFIX
 from workbench.lab.runs import RunStore
+from workbench.lab.stacks import ArraysOf, Stack, reads_source, source_record, stacks_of
 
 Progress = Callable[[float, str], None]
 
@@ -76,7 +77,7 @@ def trace_run(
         text: text, or token ids [pos] or [1, pos].
         store: where the run goes. title: shown in lists (default: the text's beginning).
         interventions: applied during the run and recorded in it (declarative ones: a function cannot be written down).
-        layers: store factors of these layers only (None: all); negative ones count from the last.
+        layers: store factors of these layers only (None: all); negative ones count from the last. An encoder's are always kept.
         progress: called as (fraction, message). cancel: when set, nothing is written and `TraceCancelled` is raised.
 
     Returns:
@@ -102,13 +103,12 @@ def trace_run(
         raise ValueError(f"A trace holds one sequence; got a batch of {tokens.shape[0]}.")
     length = tokens.shape[1]
     chosen = _chosen_layers(layers, model.n_layers)
-    overwritten = _overwritten(model, interventions)
-    source = _source_record(model)
-    n_source = len(source.get("ids", ()))
-    plans = {layer: _plan(model, layer, tokens, overwritten.get(layer, set()), n_source) for layer in chosen}
-    stream = _stream_points(model)
-    wanted = [p.name for p in stream] + [address for plan in plans.values() for address in plan.addresses]
-    special = plan_quantities(model, chosen, length, {name for plan in plans.values() for name in plan.kept_points})
+    source = source_record(model)
+    stacks = stacks_of(model, length, chosen, source)
+    plans = [(stack, plan) for stack in stacks for plan in _plans(model, stack, tokens, interventions)]
+    wanted = [point.name for stack in stacks for point in stack.stream()]
+    wanted += [address for _, plan in plans for address in plan.addresses]
+    special = plan_quantities(model, chosen, length, {name for _, plan in plans for name in plan.kept_points})
     names = list(dict.fromkeys(wanted + special.addresses))
     step(0.05, "running the model")
     # what interventions do not reach is an error; a special quantity may not occur in so short a text
@@ -123,16 +123,14 @@ def trace_run(
         else (model.to_string(tokens[0]) if model.tokenizer is not None else " ".join(strings))
     )
     with store.create("trace", title or shown[:60], model=_model_record(model), text=shown, seed=None) as run:
-        records = []
-        for number, layer in enumerate(chosen):
-            step(0.1 + 0.8 * number / len(chosen), f"storing layer {layer}")
-            records.append(_add_layer(run, plans[layer], cache, length))
+        records: dict[str, list[dict[str, Any]]] = {stack.prefix: [] for stack in stacks}
+        for number, (stack, plan) in enumerate(plans):
+            step(0.1 + 0.8 * number / len(plans), f"storing {stack.words} {plan.layer}")
+            records[stack.prefix].append(_add_layer(ArraysOf(run, stack), plan, cache, stack.length))
         step(0.92, "storing predictions")
-        run.add_array("tokens", tokens[0].cpu().numpy().astype(np.int32), axes=("pos",))
+        for stack, read in zip(stacks, (tokens[0], torch.tensor(source.get("ids", ()))), strict=False):
+            _add_stream(ArraysOf(run, stack), stack, read, cache)
         predicted = add_predictions(run, model, logits[0], tokens[0])
-        # one step of a model that repeats its blocks: the last pass is what the head reads
-        norms = [cache[last_step(point)][0].norm(dim=-1) for point in stream]
-        run.add_array("resid_norm", torch.stack(norms).cpu().numpy(), axes=("depth", "pos"))
         run.set(
             tokens={
                 "ids": ids,
@@ -141,7 +139,8 @@ def trace_run(
                 **({"predicted": predicted} if predicted else {}),
             },
             source=source or None,
-            layers=records,
+            layers=records[""],
+            encoder={"layers": records[ENCODER_PREFIX]} if ENCODER_PREFIX in records else None,
             quantities=add_quantities(run, special, cache, model),
             hook_points=[_hook_record(point) for point in model.hook_points.points.values()],
             interventions=[item.to_json() for item in interventions],
@@ -176,7 +175,12 @@ def _chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
     return sorted({layer % n_layers for layer in layers})
 
 
-def _overwritten(model: HookedModel, interventions: Sequence[Intervention]) -> dict[int, set[str]]:
+def _plans(model: Any, stack: Stack, tokens: Tensor, interventions: Sequence[Intervention]) -> list["_Plan"]:
+    overwritten = _overwritten(model, stack, interventions)
+    return [_plan(model, stack, layer, tokens, overwritten.get(layer, set())) for layer in stack.layers]
+
+
+def _overwritten(model: HookedModel, stack: Stack, interventions: Sequence[Intervention]) -> dict[int, set[str]]:
     """Which layers have their `"pattern"` or `"state"` overwritten in the pass that is stored (the last, where depth shares weights)."""
     found: dict[int, set[str]] = {}
     for item in interventions:
@@ -186,12 +190,9 @@ def _overwritten(model: HookedModel, interventions: Sequence[Intervention]) -> d
             )
         for _, selected in model.hook_points.resolve(item.targets(model.hook_points)):
             for s in selected:
-                if (
-                    s.point.role in DETERMINED
-                    and s.point.layer_index is not None
-                    and s.step in (None, s.point.steps - 1)
-                ):
-                    found.setdefault(s.point.layer_index, set()).add(DETERMINED[s.point.role])
+                role, layer = stack.role_of(s.point), stack.layer_of(s.point)
+                if role in DETERMINED and layer is not None and s.step in (None, s.point.steps - 1):
+                    found.setdefault(layer, set()).add(DETERMINED[role])
     return found
 
 
@@ -237,33 +238,9 @@ def _own_signals(mixer: Any) -> dict[str, tuple[HookPoint, str, str | None]]:
     return getattr(mixer, "signal_points", {})
 
 
-def reads_source(mixer: Any) -> bool:
-    """Whether the columns of a mixer's pattern are the tokens of a source, not the run's own."""
-    return bool(getattr(mixer, "reads_source", False))
-
-
-def _source_record(model: Any) -> dict[str, Any]:
-    """The source that a model is bound to, as a manifest has it; {} for models that read none. Ids that only the encoder saw are −1."""
-    if not hasattr(model, "with_source"):
-        return {}
-    ids, count = model.bound_source()
-    if ids is None:
-        return {
-            "ids": [-1] * count,
-            "strings": [str(place) for place in range(count)],
-            "tokenizer": "none",
-            "text": None,
-        }
-    if model.tokenizer is None:
-        return {"ids": ids, "strings": [str(token) for token in ids], "tokenizer": "none", "text": None}
-    text = model.to_string(torch.tensor(ids))
-    return {"ids": ids, "strings": model.tokenizer.token_strings(ids), "tokenizer": model.tokenizer.name, "text": text}
-
-
-def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str], n_source: int) -> _Plan:
-    length, mixer = tokens.shape[1], model.mixers[layer]
-    columns = n_source if reads_source(mixer) else length
-    points = [point for point in model.hook_points.points.values() if point.layer_index == layer]
+def _plan(model: HookedModel, stack: Stack, layer: int, tokens: Tensor, overwritten: set[str]) -> _Plan:
+    length, columns, mixer = stack.length, stack.columns(layer), stack.mixers[layer]
+    points = stack.points(layer)
     own = {point.name for point, _, _ in _own_signals(mixer).values()}
     signals = [
         p
@@ -280,26 +257,26 @@ def _plan(model: HookedModel, layer: int, tokens: Tensor, overwritten: set[str],
             f"The interventions overwrite the {' and '.join(sorted(overwritten))} of layer {layer}, so its pattern must be stored whole: "
             f"{cells} cells, more than {LARGEST_PATTERN}. Expected a shorter text, or `layers` without this one."
         )
-    pattern = main_point(points, "pattern", layer) if record["form"] is not None else None
+    pattern = stack.main_point("pattern", layer) if record["form"] is not None else None
     kept = "whole" if cells <= LARGEST_PATTERN else "rows" if cells <= LARGEST_COMPUTED else "none"
     if pattern is None or kept == "none":
         pattern, kept = None, "none" if pattern is not None else "absent"
-    main = main_point(points, "state", layer)
+    main = stack.main_point("state", layer)
     states = [] if main is None else [main, *(p for p in points if p.role == "state" and p is not main)]
     slots = plan_slots(model, tokens, states, length, STORED_STATE_NUMBERS)
     rows = spread(length, STORED_ROWS) if kept == "rows" else None
     return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots, columns)
 
 
-def _stream_points(model: HookedModel) -> list[HookPoint]:
-    """The residual stream before every layer and after the last: depth = n_layers + 1."""
-    points = model.hook_points.points.values()
-    before = [p for p in points if p.role == "resid"]
-    after = [p for p in points if p.role == "resid_post" and p.layer_index == model.n_layers - 1]
-    return [*before, *after]
+def _add_stream(run: ArraysOf, stack: Stack, ids: Tensor, cache: Any) -> None:
+    """The token ids that a stack reads, and the norm of its residual stream."""
+    run.add_array("tokens", ids.cpu().numpy().astype(np.int32), axes=("pos",))
+    # one step of a model that repeats its blocks: the last pass is what the head reads
+    norms = [cache[last_step(point)][0].norm(dim=-1) for point in stack.stream()]
+    run.add_array("resid_norm", torch.stack(norms).cpu().numpy(), axes=("depth", "pos"))
 
 
-def _add_layer(run: RunWriter, plan: _Plan, cache: Any, length: int) -> dict[str, Any]:
+def _add_layer(run: ArraysOf, plan: _Plan, cache: Any, length: int) -> dict[str, Any]:
     layer, mixer = plan.layer, plan.mixer
     record: dict[str, Any] = {"layer": layer, **mixer.describe()}
     record["pattern"] = pattern_record(record["pattern"])
@@ -354,7 +331,7 @@ def _store_as_it_was(
         record["overwritten"] = sorted(plan.overwritten)
 
 
-def _add_signals(run: RunWriter, plan: _Plan, cache: Any, n_heads: int) -> list[dict[str, Any]]:
+def _add_signals(run: ArraysOf, plan: _Plan, cache: Any, n_heads: int) -> list[dict[str, Any]]:
     signals = []
 
     def add(name: str, label: str, unit: str | None, values: Tensor) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.pretrained.family import Fields, family
-from models.pretrained.loader import NO_WEIGHTS, _weightless
+from models.pretrained.loader import NO_WEIGHTS, weightless
 from models.registry import architecture
 
 # sizes of the published checkpoints where they are not the defaults of the configuration's class
@@ -30,7 +30,7 @@ def test_every_tensor_has_its_place(name: str) -> None:
         theirs: Any = kind(config)
     stored = {key: tensor for key, tensor in theirs.state_dict().items() if not any(part in key for part in NO_WEIGHTS)}
     conversion = family(config.model_type)(Fields(config.to_dict(), stored))
-    with _weightless():
+    with weightless():
         ours = architecture(conversion.architecture).module(conversion.config)
     own, used = dict(ours.named_parameters()), set()
     for weight, parameter in own.items():
