@@ -19,6 +19,7 @@ from app.panels.words import kind_words, slot_words
 from app.services import Scene, Services
 from app.view_state import POOLINGS, SCALES, SORTS, ViewState
 from workbench.lab.runs import RunError
+from workbench.lab.score_maps import score_labels
 
 KEY_OF = {each.name: each.metadata["key"] for each in fields(ViewState) if each.metadata["key"]}
 GROUPS = ("Look", "BDH", "Measure", "Change", "Results")  # headings of the navigation, in order
@@ -95,8 +96,9 @@ def control_values(view: ViewState, n_tokens: int) -> dict[str, str | int]:
     """What each control shows for a view, by URL key."""
     values: dict[str, str | int] = {
         KEY_OF[name]: str(getattr(view, name))
-        for name in ("run", "layer", "slot", "head", "pooling", "scale", "sort", "lens", "lens_colour", "run_b", "head_b", "head_score")
-    }
+        for name in ("run", "layer", "slot", "head", "score_map", "pooling", "scale", "sort", "lens", "lens_colour", "run_b", "head_b",
+                     "head_score")
+    }  # fmt: skip
     if n_tokens:
         values[KEY_OF["position"]] = view.state_position(n_tokens)
     return values
@@ -132,6 +134,15 @@ def slot_choice(scene: Scene) -> list[Component]:
         return []
     data = [{"value": "" if number == 0 else name, "label": slot_words(name)} for number, name in enumerate(names)]
     return [choice("slot", "State", data, scene.view.slot, 130)]
+
+
+def score_map_choice(scene: Scene) -> list[Component]:
+    """Choose between a layer's weights and the scores behind them, as a whole and by term; nothing where there are none."""
+    labels = score_labels(scene.layer or {})
+    if not labels:
+        return []
+    data = [{"value": "", "label": "weights"}, *({"value": name, "label": label} for name, label in labels.items())]
+    return [choice("score_map", "Map", data, scene.view.score_map, 150)]
 
 
 def zoom_buttons(whole: str, action: str = "whole-map", near: bool = True) -> Component:

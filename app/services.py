@@ -16,6 +16,7 @@ from app.view_state import ViewState
 from workbench.lab.factors import FactorError, LayerFactors, state_slots
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import Run, RunEntry, RunError, RunStore
+from workbench.lab.score_maps import score_labels
 
 T = TypeVar("T")
 LARGEST_PROMPT = 20_000
@@ -243,8 +244,9 @@ class Services:
             return Scene(view, None, str(error).split(" Known:")[0], self._cache, self.models, pixels)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         slots = [[slot["name"] for slot in state_slots(layer)] for layer in scene.layers]
+        maps = [list(score_labels(layer)) for layer in scene.layers]
         columns = [len(scene.source_tokens) if reads_source(layer) else scene.n_tokens for layer in scene.layers]
-        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots, columns))
+        return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots, columns, maps))
 
 
 def reads_source(layer: Mapping[str, Any] | None) -> bool:

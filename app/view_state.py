@@ -46,6 +46,7 @@ SynapseAddress = tuple[int, int, int, int, int, int]
 class ViewState:
     """One view. Positions count from 0; spans are half open; `None` means "not chosen".
 
+    `score_map` names which scores the pattern map shows, "" its weights.
     `rows` and `columns` are the tokens that the pattern map shows; `state_rows` and `state_columns` are the part of the
     state that its picture shows; `slot` names which of the things that the layer carries it is, "" the first.
     `run_b` is the run that the open one is compared with, `head_b` how its head is found (a key of `MATCHES`, or "layer.head"),
@@ -63,6 +64,7 @@ class ViewState:
     head: int = field(default=0, metadata={"key": "head"})
     query: int | None = field(default=None, metadata={"key": "q"})
     key: int | None = field(default=None, metadata={"key": "k"})
+    score_map: str = field(default="", metadata={"key": "map"})
     rows: Span | None = field(default=None, metadata={"key": "rows"})
     columns: Span | None = field(default=None, metadata={"key": "cols"})
     state_rows: Span | None = field(default=None, metadata={"key": "srows"})
@@ -150,8 +152,9 @@ class ViewState:
         heads_per_layer: Sequence[int],
         slots_per_layer: Sequence[Sequence[str]] = (),
         columns_per_layer: Sequence[int] = (),
+        maps_per_layer: Sequence[Sequence[str]] = (),
     ) -> ViewState:
-        """The nearest view that exists in a run with these sizes, whose layers carry states of these names.
+        """The nearest view that exists in a run with these sizes, whose layers carry states and have score maps of these names.
 
         columns_per_layer: tokens that the layers' patterns have as columns, where these are not the run's.
         """
@@ -164,6 +167,7 @@ class ViewState:
             layer=layer,
             head=min(self.head, max(heads - 1, 0)),
             slot=self.slot if self.slot in slots[1:] else "",
+            score_map=self.score_map if layer < len(maps_per_layer) and self.score_map in maps_per_layer[layer] else "",
             query=_clamp_position(self.query, n_tokens),
             key=_clamp_position(self.key, columns),
             rows=clamp_span(self.rows, n_tokens),
@@ -250,6 +254,10 @@ def _read_slot(text: str) -> str | None:
     return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,31}", text) else None
 
 
+def _read_score_map(text: str) -> str | None:
+    return text if re.fullmatch(r"[a-z][a-z0-9_.~]{0,63}", text) else None
+
+
 def _read_head_score(text: str) -> str | None:
     return text if text in HEAD_SCORES else _read_score(text)
 
@@ -272,7 +280,7 @@ def _read_study(text: str) -> str | None:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "run": _read_run, "layer": _read_count, "slot": _read_slot, "head": _read_count, "query": _read_count, "key": _read_count,
-    "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
+    "score_map": _read_score_map, "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
     "pooling": _read_choice(POOLINGS), "scale": _read_choice(SCALES),
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,
     "synapses": _read_synapses,

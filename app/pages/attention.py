@@ -10,23 +10,35 @@ from dash.development.base_component import Component
 
 from app import ablate
 from app.frames import frame, scene_of_slice, slice_input, view_slice
-from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice, zoom_buttons
+from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice, score_map_choice, zoom_buttons
 from app.panels.attention import PANELS
+from app.panels.scores import ScoreRow, labels_of
 from app.panels.words import pattern_words
 from app.services import Scene, Services, reads_source
 
+SCORE_ROW = ScoreRow()
+
 
 def structure(scene: Scene) -> Hashable:
-    """The list of heads depends on the layer, and what is said of its map on what it reads."""
-    return (scene.layer["n_heads"], reads_source(scene.layer)) if scene.layer else None
+    """The lists of heads and of scores depend on the layer, and what is said of its map on what it reads."""
+    return (scene.layer["n_heads"], reads_source(scene.layer), tuple(labels_of(scene).items())) if scene.layer else None
 
 
 def controls(scene: Scene) -> Sequence[Component]:
-    return [layer_choice(scene), head_choice(scene), pooling_choice(scene), scale_choice(scene)] if scene.layers else []
+    if not scene.layers:
+        return []
+    return [
+        layer_choice(scene),
+        head_choice(scene),
+        *score_map_choice(scene),
+        pooling_choice(scene),
+        scale_choice(scene),
+    ]
 
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     heads, pattern, row, received, row_profile, offsets = PANELS
+    made_of = [frame(SCORE_ROW, scene, "span-12")] if labels_of(scene) else []
     chips = html.Div(
         [html.Div(id="pattern-chips", className="chip-row"), view_slice("content", "pattern-chips", ("run", "layer"))]
     )
@@ -37,6 +49,7 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
                 frame(pattern, scene, "span-8", above=[bar, ablate.button(scene)]),
                 html.Div([frame(heads, scene, ""), frame(received, scene, "")], className="column span-4"),
                 frame(row, scene, "span-12"),
+                *made_of,
                 frame(row_profile, scene, "span-6"),
                 frame(offsets, scene, "span-6"),
             ],
@@ -63,7 +76,7 @@ PAGE = Page(
     order=1,
     words="Which tokens each head reads from, in softmax and in linear layers alike.",
     layout=layout,
-    panels=PANELS,
+    panels=(*PANELS, SCORE_ROW),
     structure=structure,
     controls=controls,
     register=register,

@@ -19,16 +19,19 @@ from app.panels.base import (
     TooLarge,
     scale_words,
 )
+from app.panels.scores import cell_scores, labels_of, score_maps, stores_scores, sum_words
 from app.panels.words import cell_word, is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
 from app.services import Scene, reads_source
 from app.theme import Theme
 from app.view_state import POOLINGS
 from workbench.lab.factors import LayerFactors
-from workbench.lab.pooling import bin_edges
+from workbench.lab.pooling import bin_edges, pool
 
 DRAWN_CELLS = 2**25
 """A larger part of a map is drawn from the pooled overview that the run stores: drawing it anew takes many seconds."""
+DRAWN_SCORES = 2**23
+"""A larger part of a map of scores is not drawn: no overview of scores is stored."""
 TILE = 96
 ROW_SUM_TOKENS = 8192
 
@@ -143,7 +146,7 @@ class AttentionMap(PicturePanel):
     id = "pattern"
     title = "Who reads from whom"
     words = "Row = token that reads (query). Column = token that is read (key). Drag to zoom, click to pin a cell."
-    depends = ("run", "layer", "head", "rows", "columns", "pooling", "scale")
+    depends = ("run", "layer", "head", "score_map", "rows", "columns", "pooling", "scale")
     height = 880
     zoom = ("rows", "cols")
 
@@ -168,18 +171,33 @@ class AttentionMap(PicturePanel):
         return scene.view.rows or (0, rows), scene.view.columns or (0, columns)
 
     def block(self, scene: Scene, rows: Span, columns: Span) -> np.ndarray:
-        factors = scene.factors()
-        part = factors.pattern(scene.view.head, slice(*rows), slice(*columns))
-        return np.where(factors.visible(slice(*rows), slice(*columns)), part, np.float32(np.nan))
+        head, (queries, keys) = scene.view.head, (slice(*rows), slice(*columns))
+        if scene.view.score_map:
+            return score_maps(scene).tile(scene.view.score_map, head, queries, keys)
+        part = scene.factors().pattern(head, queries, keys)
+        return np.where(self._seen(scene, rows, columns, part), part, np.float32(np.nan))
+
+    def _seen(self, scene: Scene, rows: Span, columns: Span, part: np.ndarray) -> np.ndarray:
+        """Which cells a row can see: where scores are stored they tell every mask, also one that is no window."""
+        queries, keys = slice(*rows), slice(*columns)
+        seen = scene.factors().visible(queries, keys)
+        if not stores_scores(scene):
+            return seen
+        return seen & (score_maps(scene).scored(scene.view.head, queries, keys) | (part != 0))
 
     def pooled(self, scene: Scene, size: int) -> np.ndarray:
         rows, columns = self.spans(scene)
         view = scene.view
-        key = ("pattern", view.layer, view.head, rows, columns, view.pooling, size)
+        key = ("pattern", view.layer, view.head, view.score_map, rows, columns, view.pooling, size)
         return scene.once(*key, make=lambda: self._pool(scene, rows, columns, size))
 
     def _pool(self, scene: Scene, rows: Span, columns: Span, size: int) -> np.ndarray:
         factors, view = scene.factors(), scene.view
+        if view.score_map:
+            self._check_size(scene)
+            return score_maps(scene).overview(
+                view.score_map, view.head, size, slice(*rows), slice(*columns), view.pooling
+            )
         if self._coarse(scene):
             stored = scene.opened().array(f"overview.{view.layer}")[view.head]
             rows, columns = self.extents(scene)
@@ -193,6 +211,9 @@ class AttentionMap(PicturePanel):
         seen = visible_bins(
             rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window
         )
+        if stores_scores(scene):
+            some = pool(np.isfinite(self.block(scene, rows, columns)).astype(np.float32), size, size)
+            seen = some > 0
         return np.where(seen, pooled, np.nan)
 
     def extents(self, scene: Scene) -> tuple[Span, Span]:
@@ -213,6 +234,8 @@ class AttentionMap(PicturePanel):
 
     def _coarse(self, scene: Scene) -> bool:
         """Whether the picture is made of the overview that the run stores. TooLarge when that overview cannot show it."""
+        if scene.view.score_map:
+            return False
         (top, bottom), (left, right) = self.spans(scene)
         stored = scene.opened().has(f"overview.{scene.view.layer}")
         if not scene.factors().whole:
@@ -230,8 +253,20 @@ class AttentionMap(PicturePanel):
                            "wait: zoom in, or choose the pooling “largest magnitude”.")  # fmt: skip
         return True
 
+    def _check_size(self, scene: Scene) -> None:
+        (top, bottom), (left, right) = self.spans(scene)
+        if (bottom - top) * (right - left) > DRAWN_SCORES:
+            raise TooLarge(
+                f"The scores of {bottom - top} × {right - left} token pairs take too long to draw while you wait: zoom in."
+            )
+
     def colours(self, scene: Scene, theme: Theme) -> Colours:
         view, layer = scene.view, scene.layer or {}
+        if view.score_map:
+            limit = (
+                1.0 if view.scale == "row" else float(np.nanmax(np.abs(self.pooled(scene, scene.pixels)), initial=0.0))
+            )
+            return Colours(theme.table_name(True), limit, view.scale, True, f"{labels_of(scene)[view.score_map]}, nats")
         signed, name = is_signed(layer), f"overview.{view.layer}"
         if view.scale == "row":
             limit = 1.0
@@ -253,12 +288,17 @@ class AttentionMap(PicturePanel):
         return figure
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
-        seen = scene.factors().visible([row], [column])[0, 0]
+        seen = np.isfinite(self.block(scene, (row, row + 1), (column, column + 1))[0, 0])
         words = [("reads", token_label(scene.tokens, row)), ("from", token_label(scene.read_tokens, column))]
-        return words if seen else [*words, ("", "this token cannot see that one")]
+        if not seen:
+            return [*words, ("", "this token cannot see that one")]
+        weight = (
+            [("weight", number(scene.factors().value(scene.view.head, row, column)))] if scene.view.score_map else []
+        )
+        return [*words, *weight, *cell_scores(scene, row, column)]
 
     def facts(self, scene: Scene) -> list[str]:
-        facts = head_words(scene)
+        facts = [*head_words(scene), *([sum_words(scene)] if scene.view.score_map and sum_words(scene) else [])]
         down, across = self.binning(scene)
         if self._coarse(scene):
             side = max(int(np.diff(edges).max()) for edges in self._edges(scene))
@@ -272,13 +312,27 @@ class AttentionMap(PicturePanel):
 
     def snippet_body(self, scene: Scene) -> str:
         (r0, r1), (c0, c1) = self.spans(scene)
+        if scene.view.score_map:
+            return f"""
+from workbench.lab.score_maps import ScoreMaps
+maps = ScoreMaps.from_run(run, {scene.view.layer})
+values = maps.tile("{scene.view.score_map}", {scene.view.head}, slice({r0}, {r1}), slice({c0}, {c1}))  # query, key
+"""
+        head, before, more = scene.view.head, "", ""
+        if stores_scores(scene):
+            before = "from workbench.lab.score_maps import ScoreMaps\n"
+            more = f"""visible &= ScoreMaps.from_run(run, {scene.view.layer}).scored({head}, rows, columns) | (weights != 0)\n"""
         return f"""
-rows, columns = slice({r0}, {r1}), slice({c0}, {c1})
-weights = factors.pattern({scene.view.head}, rows, columns)  # query, key
-values = np.where(factors.visible(rows, columns), weights, np.float32(np.nan))
+{before}rows, columns = slice({r0}, {r1}), slice({c0}, {c1})
+weights = factors.pattern({head}, rows, columns)  # query, key
+visible = factors.visible(rows, columns)
+{more}values = np.where(visible, weights, np.float32(np.nan))
 """
 
     def summary(self, scene: Scene) -> str:
+        if scene.view.score_map:
+            what = labels_of(scene)[scene.view.score_map]
+            return f"Map of the {what} of head {scene.view.head} of layer {scene.view.layer}, before the softmax."
         received = self._received(scene)
         if received is None:
             return f"Map of head {scene.view.head} of layer {scene.view.layer}."

@@ -137,7 +137,7 @@ class PatternFactors:
 
         `queries`, `keys`: slices or lists of positions. FactorError for more than 2**26 cells (use `overview`).
         """
-        head, rows, columns = self._head(head), self._positions(queries, "query"), self._positions(keys, "key")
+        head, rows, columns = self.places(head, queries, keys)
         if len(rows) * len(columns) > LARGEST_TILE:
             raise FactorError(
                 f"a tile of {len(rows)} × {len(columns)} cells is larger than {LARGEST_TILE} cells: "
@@ -148,6 +148,29 @@ class PatternFactors:
             block = slice(start, start + TILE_ROWS)
             tile[block] = self._tile(head, rows[block], columns)
         return tile
+
+    def score_terms(
+        self, head: int, queries: Positions = slice(None), keys: Positions = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """What the scores before the softmax are the sum of, {`"content"`, `"bias.alibi"` where there are slopes}: float64 [query, key].
+
+        Cells that a row cannot see have values too; see `visible`. FactorError for a layer whose factors do not tell.
+        """
+        if self.form != "softmax":
+            raise FactorError(
+                f"layer {self.index} ({self.kind}) is {self.form}: its factors do not tell scores before a softmax"
+            )
+        head, rows, columns = self.places(head, queries, keys)
+        return self._score_terms(head, rows, columns)
+
+    def _score_terms(self, head: int, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
+        query, key = float64(take(self._of("query", head), rows)), float64(take(self._of("key", head), columns))
+        content = query @ key.T
+        content *= self.scale
+        terms = {"content": content}
+        if self.alibi_slopes is not None:
+            terms["bias.alibi"] = -self.alibi_slopes[head] * np.abs(rows[:, None] - columns[None, :])
+        return terms
 
     def value(self, head: int, query: int, key: int) -> float:
         """One cell of the pattern."""
@@ -177,7 +200,7 @@ class PatternFactors:
         `kind`: `"max"` keeps the value of largest magnitude with its sign; `"sum"`; `"mean"` over all cells of
         a bin, those that a row cannot see counting as 0.
         """
-        head, rows, columns = self._head(head), self._positions(queries, "query"), self._positions(keys, "key")
+        head, rows, columns = self.places(head, queries, keys)
         height, width = size if isinstance(size, tuple) else (size, size)
         pool = StreamingPool(len(rows), len(columns), height, width, kind)
         for row, column, tile in self._tiles(head, rows, columns):
@@ -283,23 +306,23 @@ class PatternFactors:
             return float64(take(take(stored, rows if self.whole else self._places(rows)).T, columns).T)
         if self.form == "delta":
             return self._delta_rows(head, rows)[:, columns]
+        if self.form == "softmax":
+            tile, *biases = self._score_terms(head, rows, columns).values()
+            for bias in biases:
+                tile += bias
+            tile -= float64(take(self._of("log_normaliser", head), rows))[:, None]
+            tile[~self._visible(rows, columns)] = -np.inf
+            return np.exp(tile, out=tile)
         query, key = float64(take(self._of("query", head), rows)), float64(take(self._of("key", head), columns))
         by_row = "log_decay" in self._arrays and self._arrays["log_decay"].ndim == 3
         tile = self._decay(head).products(query, key, rows, columns) if by_row else query @ key.T
         tile *= self.scale
-        hidden = ~self._visible(rows, columns)
-        if self.form == "softmax":
-            if self.alibi_slopes is not None:
-                tile -= self.alibi_slopes[head] * np.abs(rows[:, None] - columns[None, :])
-            tile -= float64(take(self._of("log_normaliser", head), rows))[:, None]
-            tile[hidden] = -np.inf
-            return np.exp(tile, out=tile)
         if "write" in self._arrays:
             tile *= float64(take(self._of("write", head), columns))[None, :]
         if "log_decay" in self._arrays and not by_row:
             fade = self._decay(head).log_between(rows, columns)
             tile *= np.exp(fade, out=fade)
-        tile[hidden] = 0.0
+        tile[~self._visible(rows, columns)] = 0.0
         return tile
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
@@ -377,6 +400,10 @@ class PatternFactors:
         return band[2]
 
     # ---- arguments --------------------------------------------------------------------------------------------------
+
+    def places(self, head: int, queries: Positions, keys: Positions) -> tuple[int, np.ndarray, np.ndarray]:
+        """Head, query positions and key positions as numbers. FactorError for one that this layer does not have."""
+        return self._head(head), self._positions(queries, "query"), self._positions(keys, "key")
 
     def _head(self, head: int) -> int:
         if not isinstance(head, (int, np.integer)) or not 0 <= head < self.n_heads:

@@ -169,10 +169,9 @@ def _maps(values: Tensor, axes: list[str], notes: list[str], n_heads: int, adjac
     if of_heads and len(maps) % n_heads == 0:
         count = len(maps) // n_heads
     if of_heads:
-        taken = [maps[i::count] if adjacent else maps[i * n_heads : (i + 1) * n_heads] for i in range(count)]
         groups = [
             (f"{others[0]} {i}" if count > 1 else "", "head" if count > 1 else others[0], each)
-            for i, each in enumerate(taken)
+            for i, each in enumerate(maps_of_heads(maps, count, adjacent))
         ]
     else:
         named = " × ".join(others)
@@ -187,6 +186,15 @@ def _maps(values: Tensor, axes: list[str], notes: list[str], n_heads: int, adjac
             words.append(f"the first {MOST_PARTS} of {len(groups)}")
         found.append((part, Kept(exact.astype(np.float32), (which, "query", "key"), tuple(words))))
     return found
+
+
+def maps_of_heads(maps: Tensor, count: int, adjacent: bool) -> list[Tensor]:
+    """Maps [map, …] of heads that have `count` each, as one tensor [head, …] for each of these.
+
+    adjacent: the maps of a head follow each other; otherwise those of all heads lie one after the other.
+    """
+    n_heads = len(maps) // count
+    return [maps[i::count] if adjacent else maps[i * n_heads : (i + 1) * n_heads] for i in range(count)]
 
 
 def _finite(values: Tensor) -> np.ndarray:

@@ -5,10 +5,13 @@ Models that carry a state have the State page besides: `test_recurrent_pages`, w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import models
+from app.figures.common import number
 from app.pages import attention as attention_page
 from app.pages import overview as overview_page
 from app.pages import quantities as quantities_page
@@ -16,6 +19,7 @@ from app.panels.base import NothingToShow, PicturePanel, StripPanel
 from app.panels.overview import Diagram
 from app.panels.quantities import PANELS as QUANTITIES
 from app.panels.quantities import quantities_of
+from app.panels.scores import labels_of
 from app.panels.words import pattern_words
 from app.services import Scene, Services
 from app.theme import theme_called
@@ -24,6 +28,7 @@ from models.architecture_record import ARCHITECTURES
 from tests.app.dashboard.test_pages import text_of
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
+from workbench.lab.score_maps import terms_of
 from workbench.lab.trace import trace_run
 
 TEXT = "watch it hatch"
@@ -57,8 +62,26 @@ def test_the_attention_page_draws_it(scene: Scene) -> None:
             np.testing.assert_array_equal(names["values"], panel.values(scene))
         except NothingToShow as reason:  # a cell that is not linear in its values has no map of weights
             assert str(reason).endswith("."), panel.id
-            assert (scene.layer or {})["form"] is None, (panel.id, reason)
+            assert (scene.layer or {})["form"] is None or (panel.id == "score-row" and not labels_of(scene)), (panel.id, reason)
     assert pattern_words(scene.layer or {})
+
+
+def test_the_attention_page_draws_every_map_of_its_scores(scene: Scene) -> None:
+    (pattern,) = (panel for panel in attention_page.PAGE.panels if panel.id == "pattern")
+    labels = labels_of(scene)
+    assert ("scores" in {name.partition("~")[0] for name in labels}) == bool(labels)
+    drawn = {}
+    for name, label in labels.items():
+        other = replace(scene, view=scene.view.change(score_map=name))
+        assert label in str(pattern.figure(other, LIGHT).data) and pattern.picture(other, LIGHT, 64)[:4] == b"\x89PNG"
+        names: dict[str, object] = {"run": scene.opened(), "np": np, "factors": scene.factors()}
+        exec(pattern.snippet_body(other), names)
+        drawn[name] = pattern.values(other)
+        np.testing.assert_array_equal(names["values"], drawn[name])
+        said = dict(pattern.reading(other, 5, 3).rows)
+        assert said.get(label, number(float(drawn[name][5, 3]))) == number(float(drawn[name][5, 3]))
+    if terms_of(labels) and ((scene.layer or {}).get("scores") or {}).get("difference", 0.0) < 1e-5:
+        np.testing.assert_allclose(sum(drawn[name] for name in terms_of(labels)), drawn["scores"], atol=1e-5)
 
 
 def test_the_overview_draws_its_blocks(scene: Scene) -> None:

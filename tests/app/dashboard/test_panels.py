@@ -28,7 +28,7 @@ from workbench.lab.runs import RunStore
 PANELS = {panel.id: panel for page in find_pages() for panel in page.panels}
 SHOWN = {
     "softmax": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
-                "row-profile", "offsets", "cache-keys", "cache-values"},
+                "row-profile", "offsets", "score-row", "cache-keys", "cache-values"},
     "gated": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
               "row-profile", "offsets", "state", "spectrum", "state-norms", "tracked", "decay", "retention"},
     "bdh": {"diagram", "surprisal-text", "surprisal", "next-tokens", "residual", "heads", "pattern", "query-row", "received",
