@@ -269,7 +269,7 @@ def test_hooks_fire_in_generation_as_in_whole_runs(name: str, side: str | None) 
         mask[0, slice(0, 2) if side == "left" else slice(4, 6)] = False
     point = "blocks.1.hook_resid_post"
     edits = [
-        Steer(point, direction=torch.randn(model.d_model, dtype=torch.float64), coefficient=5.0, positions=[1, 7, 8]),
+        Steer(point, direction=torch.randn(model.d_model, dtype=torch.float64), coefficient=50.0, positions=[1, 7, 8]),
         Scale("blocks.0.hook_resid_pre", factor=0.5, positions=[3, 6]),
     ]
     shapes: list[tuple[int, ...]] = []

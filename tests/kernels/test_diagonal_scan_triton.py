@@ -11,7 +11,14 @@ import torch
 
 from kernels.diagonal_scan import diagonal_scan
 from tests.kernels.test_diagonal_scan import make_inputs, naive
-from tests.kernels.triton_checks import POINTERS, assert_not_loaded, assert_rounded_only, compiled, interpreted_cases
+from tests.kernels.triton_checks import (
+    POINTERS,
+    assert_not_loaded,
+    assert_rounded_only,
+    compiled,
+    interpreted_cases,
+    triton_version,
+)
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
 
@@ -64,7 +71,9 @@ def test_the_kernel_compiles_and_stays_in_registers(
     unaligned = ("decay_channel", "inputs_channel", "pos", "channel")
     usage = compiled(scan_walk, capability, constants, types, unaligned, {"num_warps": 4}, tmp_path)
     # Sine and cosine reduce large angles through 8 bytes of stack, also where most registers are free.
-    assert usage["stack"] <= (8 if log and dtype.is_complex else 0), usage
+    # The compiler of Triton 3.6 keeps a few numbers more there (8 to 32 bytes, in some of these cases).
+    spilled = 0 if triton_version() >= (3, 7) else 32
+    assert usage["stack"] <= (8 if log and dtype.is_complex else 0) + spilled, usage
     assert usage["shared"] <= 48 << 10, usage
 
 
