@@ -50,7 +50,8 @@ def normalised(name: str) -> str:
 
 def requirement_names() -> list[str]:
     groups = PROJECT["dependency-groups"]
-    lines = [*PROJECT["project"]["dependencies"], *groups["test"], *groups["lint"]]
+    extras = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
+    lines = [*PROJECT["project"]["dependencies"], *extras, *groups["test"], *groups["lint"]]
     return [normalised(re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]) for line in lines]
 
 

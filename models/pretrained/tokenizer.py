@@ -1,14 +1,22 @@
 """A checkpoint's own tokenizer behind our protocol (`workbench.lab.tokenizers.Tokenizer`)."""
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.lab.checkpoints import CheckpointError
+from workbench.lab.checkpoints import CheckpointError, read_json
 
 FAST = "tokenizer.json"
 WITHOUT = "For token ids only: models.load(..., tokenizer=False)."
+SENTENCEPIECE = ("spiece.model", "tokenizer.model")
+CONVERTERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}  # module: what pip calls it
+INSTALL = "pip install sentencepiece protobuf (in a checkout: pip install -c constraints.txt -e '.[sentencepiece]')"
+RENAMED = {
+    "MT5Tokenizer": "T5Tokenizer",
+    "MT5TokenizerFast": "T5Tokenizer",
+}  # classes that transformers 5 no longer has
 OTHERS = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tokenizer_config.json")
 MASKS = ("[MASK]", "<mask>")  # of BERT and DistilBERT; of RoBERTa and its relatives
 _MARKS = {"Ġ": " ", "▁": " ", "Ċ": "↵", "ĉ": "⇥", "\n": "↵", "\t": "⇥"}
@@ -82,16 +90,36 @@ def tokenizer_of(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     there = [name for name in OTHERS[:-1] if (folder / name).is_file()]
     if not there:
         return None
-    from transformers import AutoTokenizer
-
     try:
-        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+        backend = _class_of(folder).from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     except Exception as error:  # whatever a tokenizer's class makes of a file that it does not understand
+        lacking = [package for module, package in CONVERTERS.items() if not _installed(module)]
+        if lacking and any(name in there for name in SENTENCEPIECE):
+            raise CheckpointError(
+                f"{folder}: its tokenizer is a SentencePiece file ({', '.join(there)}), and {' and '.join(lacking)} "
+                f"{'is' if len(lacking) == 1 else 'are'} not installed. Expected both packages, {INSTALL}, or {FAST} beside it. {WITHOUT}"
+            ) from error
         raise CheckpointError(
             f"{folder}: its tokenizer ({', '.join(there)}) cannot be converted by transformers: {_reason(error)} Expected {FAST}, which "
-            f"most checkpoints have beside it; SentencePiece files need the packages sentencepiece and protobuf. {WITHOUT}"
+            f"most checkpoints have beside it. {WITHOUT}"
         ) from error
     return PretrainedTokenizer(backend, folder.name, vocab_size)
+
+
+def _class_of(folder: Path) -> Any:
+    """What opens a folder's tokenizer: transformers' own choice, but for classes whose names it has given up."""
+    import transformers
+
+    config = folder / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    return getattr(transformers, RENAMED[named]) if named in RENAMED else transformers.AutoTokenizer
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # the package that it would lie in is not there
+        return False
 
 
 def _reason(error: Exception) -> str:
