@@ -1,7 +1,7 @@
 """What an architecture is to the registry: a name, a paper, a configuration class and presets."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.decoder import Decoder
@@ -17,6 +17,7 @@ class Architecture:
         config: configuration class. module: model class. presets: named configurations; `"tiny"` is the one the consistency suite runs.
         fidelity: `"faithful"` (tested against the published equations or code) or `"reconstructed"`.
         shows: what it can show: `"pattern"`, `"state"`, `"neurons"`, ...
+        refused: settings of the published model that are left out, each with a sentence that says why, and what to use instead.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Architecture:
     shows: tuple[str, ...] = ("pattern",)
     fidelity: str = "faithful"
     notes: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 ARCHITECTURES: dict[str, Architecture] = {}

@@ -17,6 +17,7 @@ from models.configs import config_from_json, config_to_json
 from models.decoder import Decoder
 from models.diagram import model_blocks
 from workbench.discovery import import_all
+from workbench.instrument.devices import checked_device
 from workbench.instrument.errors import suggestion
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -39,15 +40,18 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -> Decoder:
+def build(name: str, preset: str = "tiny", config: Any = None, *, device: Any = None, **changes: Any) -> Decoder:
     """A model of an architecture at random weights.
 
     Args:
         name: architecture. preset: starting configuration. config: a whole configuration instead. changes: fields to change.
+        device: where to put it; the weights are those that the seed gives on the CPU.
 
     Raises:
-        UnknownModel: no such architecture or preset. ValueError: a configuration of another class, or a field that it lacks.
+        UnknownModel: no such architecture or preset. ValueError: a configuration of another class, a field that it lacks, or a device that
+            this machine lacks.
     """
+    place = checked_device(device)
     record = architecture(name)
     if config is None:
         if preset not in record.presets:
@@ -59,12 +63,14 @@ def build(name: str, preset: str = "tiny", config: Any = None, **changes: Any) -
         raise ValueError(f"{name!r} is built from a {record.config.__name__}, got {type(config).__name__}.")
     known = {item.name for item in fields(config)}
     for change in changes:
+        if change in record.refused:
+            raise ValueError(f"{name!r} cannot be built with {change}={changes[change]!r}. {record.refused[change]}")
         if change not in known:
             raise ValueError(
                 f"{type(config).__name__} has no field {change!r}.{suggestion(change, known)} Its fields: {', '.join(sorted(known))}."
             )
     model = record.module(replace(config, **changes))
-    return _named(model, f"{name}-random", record, "random").eval()
+    return _named(model, f"{name}-random", record, "random").to(place).eval()
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,9 @@ def load(
 
     Raises:
         UnknownModel: no such model; the message names the nearest. ValueError: a folder whose files do not fit together; a checkpoint
-        that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`).
+        that cannot be had or is not supported (`CheckpointError`, `UnsupportedCheckpoint`); a device that this machine lacks.
     """
+    place = checked_device(device)
     from models.pretrained.folders import folder_called, why_missing
     from models.pretrained.hub import SHORT, hub_id, snapshot
     from models.pretrained.loader import is_published, load_folder
@@ -274,8 +281,8 @@ def load(
         raise ValueError(
             f"dtype='auto' is for published checkpoints, and {text!r} is none. Expected a torch dtype or None."
         )
-    if dtype is not None or device is not None:
-        model.to(device=device, dtype=dtype)
+    if dtype is not None or place is not None:
+        model.to(device=place, dtype=dtype)
     return model.eval()
 
 

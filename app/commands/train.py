@@ -94,8 +94,10 @@ def command(
         raise typer.BadParameter("--resume and --restart exclude each other")
     check_folder(out, resume, restart)
 
+    from workbench.instrument.devices import checked_device
     from workbench.lab.training import TrainingConfig, train
 
+    checked_device(device)  # before the model is made and the data are read
     built = build_model(model, config, change or [], seed)
     data = make_batches(corpus, task, task_set or [], context, batch_size, seed)
     settings = TrainingConfig(

@@ -16,6 +16,7 @@ from case_studies.harness.errors import StudyError
 from case_studies.harness.evidence import NotRun, Summary, summarise
 from case_studies.harness.results import KIND, ClaimResult, StudyResult, decide, read_result, result_record
 from case_studies.harness.workspace import Workspace, study_hash
+from workbench.instrument.devices import checked_device
 from workbench.instrument.errors import suggestion
 from workbench.lab.run_format import encode_manifest
 from workbench.lab.run_writer import code_version, machine
@@ -46,11 +47,13 @@ def run_study(
     changes     other values for some of the tier's settings, such as `{"model": "path/of/a/checkpoint"}`
 
     A study that was killed or cancelled goes on at the seed where it stopped when it is run again with the same code and
-    settings. Raises UnknownStudy, ClaimsError, StudyBusy, StudyError for a study that returns what its claims cannot be
-    decided with, and whatever the study itself raises. A claim that does not hold is a result, not an error.
+    settings. Raises UnknownStudy, ClaimsError, StudyBusy, ValueError for a device that this machine lacks, StudyError for a
+    study that returns what its claims cannot be decided with, and whatever the study itself raises. A claim that does not
+    hold is a result, not an error.
     """
     found = study if isinstance(study, Study) else find_study(study)
     settings = found.tier(tier)
+    checked_device(device)
     chosen = _seeds(settings.seeds if seeds is None else seeds)
     runs = RunStore() if store is None else store
     digest = study_hash(found.folder)

@@ -29,6 +29,11 @@ def xlstm(
     return LanguageModelConfig(n_layers, d_model, vocab_size, None, mixers, mlps, **changes)
 
 
+ONE_WAY = (
+    "An xLSTM here reads left to right. Reading both ways, or a strand together with its reverse complement, lets what a layer holds at "
+    "token t depend on later tokens, so there would be no state after token t to read, edit or go on from. Expected this model with both "
+    "strands (or both directions) as texts of their own, or one that reads both ways and has no state: 'bert', 't5-encoder'."
+)
 SMALL = MLSTMBlockConfig(n_heads=3, multiple_of=1)
 language_model(
     name="xlstm",
@@ -90,5 +95,8 @@ language_model(
     notes=(
         "Left to right only: the masked, bidirectional and reverse-complement modes of DNA-xLSTM, its sinusoidal embedding, and "
         "positions within each protein are not here."
+    ),
+    refused=dict.fromkeys(
+        ("bidirectional", "causal", "rc_equivariant", "reverse_complement", "rcps", "rc_conjoin"), ONE_WAY
     ),
 )

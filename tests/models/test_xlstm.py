@@ -363,3 +363,15 @@ def test_presets_are_the_published_sizes() -> None:
     """Chem-xLSTM has 14.8 million parameters (Schmidinger et al. 2024)."""
     chem = LanguageModel(ARCHITECTURES["bio-xlstm"].presets["chem"])
     assert abs(chem.n_parameters() / 1e6 - 14.8) < 0.3
+
+
+@pytest.mark.parametrize("asked", ["bidirectional", "rcps", "reverse_complement"])
+def test_reading_both_ways_is_refused_with_the_reason(asked: str) -> None:
+    """The published modes that are left out are no unknown fields: why, and what to use instead."""
+    with pytest.raises(
+        ValueError,
+        match=rf"'bio-xlstm' cannot be built with {asked}=True\. .*no state after token t.*'bert', 't5-encoder'",
+    ):
+        models.build("bio-xlstm", **{asked: True})
+    with pytest.raises(ValueError, match="has no field 'bidirectionl'"):
+        models.build("bio-xlstm", bidirectionl=True)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.instrument.devices import checked_device
 from workbench.instrument.errors import suggestion
 from workbench.lab.batches import Batches, TaskBatches, TextBatches
 from workbench.lab.checkpoints import read_json, write_json
@@ -153,8 +154,11 @@ def train(
         Loss or gradient norm not finite; the message names the step. The last checkpoint stays.
     CheckpointError
         The checkpoint in `out_dir` belongs to another model, other data or other settings.
+    ValueError
+        A device that this machine lacks; nothing was written.
     """
     config = _agreed(config, data)
+    checked_device(config.device)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     for leftover in out_dir.glob(".*.tmp"):  # of a run that was killed while it wrote
