@@ -14,7 +14,9 @@ POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 
 def sinusoidal(positions: Tensor, width: int) -> Tensor:
     """Sine and cosine embedding (Vaswani et al. 2017, section 3.5). positions [...] -> [..., width], sines at even entries."""
-    frequency = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(10000.0) / width))
+    precise = torch.promote_types(torch.get_default_dtype(), positions.dtype)
+    steps = torch.arange(0, width, 2, device=positions.device, dtype=precise)
+    frequency = torch.exp(steps * (-math.log(10000.0) / width))
     angle = positions[..., None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :width]
 
