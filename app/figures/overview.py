@@ -18,9 +18,9 @@ MOST_COLUMNS = 24
 def next_tokens(
     labels: Sequence[str], log_probs: np.ndarray, theme: Theme, *, panel: str, actual: int | None = None
 ) -> go.Figure:
-    """The most likely next tokens as bars, most likely on top: `labels` and `log_probs` [rank].
+    """The most likely tokens as bars, most likely on top: `labels` and `log_probs` [rank].
 
-    `actual` is the rank of the token that really followed, when it is among them; its bar is marked.
+    `actual` is the rank of the token that really is there, when it is among them; its bar is marked.
     """
     probabilities = np.exp(np.asarray(log_probs, dtype=np.float64))
     names = [plain_label(visible_text(label)) for label in labels]
@@ -159,12 +159,12 @@ def _draw_column(figure: go.Figure, place: int, column: Mapping[str, Any], theme
 
 
 def _wrapped(text: str, most: int) -> str:
-    """Text of a box, in two lines at the space nearest its middle where it is longer than `most` characters."""
-    spaces = [at for at, letter in enumerate(text) if letter == " "]
-    if len(text) <= most or not spaces:
+    """Text of a box, in two lines at the space or hyphen nearest its middle where it is longer than `most` characters."""
+    breaks = [at for at, letter in enumerate(text) if letter in " -"]
+    if len(text) <= most or not breaks:
         return plain_label(text)
-    middle = min(spaces, key=lambda at: abs(at - len(text) / 2))
-    return f"{plain_label(text[:middle])}<br>{plain_label(text[middle + 1 :])}"
+    middle = min(breaks, key=lambda at: abs(at - len(text) / 2))
+    return f"{plain_label(text[: middle + 1].rstrip())}<br>{plain_label(text[middle + 1 :])}"
 
 
 def _faded(colour: str, alpha: float) -> str:

@@ -22,8 +22,11 @@ def quantity_picture(
     theme: Theme,
     *,
     panel: str,
+    row_labels: Sequence[str] = (),
 ) -> go.Figure:
-    """A quantity as it is stored. rows: what they are, and how many. is_map: they are reading tokens, columns are tokens read.
+    """A quantity as it is stored. rows: what they are, and how many; row_labels: what each is called (none: its number).
+
+    is_map: rows are reading tokens, columns are tokens read.
 
     Axes are linked with the text where a cell stands for one token: a pooled map, and columns that are no tokens of the text, are not.
     """
@@ -39,5 +42,6 @@ def quantity_picture(
         source, across, down, (0, columns), (0, rows[1]), colours, theme, panel=panel, meta=click, columns_on_top=False
     )
     if not is_map and rows[1] <= 16:
-        figure.update_yaxes(tickvals=[row + 0.5 for row in range(rows[1])], ticktext=[str(row) for row in range(rows[1])])
+        called = list(row_labels) or [str(row) for row in range(rows[1])]
+        figure.update_yaxes(tickvals=[row + 0.5 for row in range(rows[1])], ticktext=called)
     return figure

@@ -16,7 +16,10 @@ from workbench.lab.pooling import pool
 from workbench.lab.quantities import Quantity, run_quantities
 
 MOST_PANELS = 24
-AXIS_WORDS = {"pos": "token", "kv_head": "key/value head", "one": "", "query": "token that reads", "key": "token that is read"}
+AXIS_WORDS = {
+    "pos": "token", "kv_head": "key/value head", "one": "", "query": "token that reads", "key": "token that is read",
+    "source": "earlier output",
+}  # fmt: skip
 
 
 def quantities_of(scene: Scene) -> list[Quantity]:
@@ -95,13 +98,18 @@ class QuantityPanel(PicturePanel):
         values, scale = self._stored(scene), scene.view.scale
         signed = bool(np.nanmin(values, initial=0.0) < 0)
         limit = 1.0 if scale == "row" else float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-        return Colours(theme.table_name(signed), limit, scale, signed, "value")
+        return Colours(theme.table_name(signed), limit, scale, signed, self.quantity(scene).unit)
+
+    def row_labels(self, scene: Scene) -> list[str]:
+        """What each row is called: its number, or several where rows count several things."""
+        sizes = self.quantity(scene).row_shape
+        return [" · ".join(map(str, at)) for at in np.ndindex(*sizes)] if sizes else [str(row) for row in range(self.shape(scene)[0])]
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.shape(scene)
         return quantity_picture(
             self.address(scene, theme), scene.tokens, (axis_words(self.quantity(scene).axes[1]), rows), columns, self.is_map(scene),
-            self.colours(scene, theme), theme, panel=self.id,
+            self.colours(scene, theme), theme, panel=self.id, row_labels=self.row_labels(scene),
         )  # fmt: skip
 
     def place(self, scene: Scene, row: int, column: int) -> list[tuple[str, str]]:
@@ -110,7 +118,8 @@ class QuantityPanel(PicturePanel):
 
         def said(axis: str, at: int, count: int) -> tuple[str, str]:
             tokens = axis in ("pos", "query", "key") and count == scene.n_tokens
-            return axis_words(axis), token_label(scene.tokens, at) if tokens else str(at)
+            named = self.row_labels(scene)[at] if axis == down else str(at)
+            return axis_words(axis), token_label(scene.tokens, at) if tokens else named
 
         return [each for each in (said(down, row, rows), said(across, column, columns)) if each[0]]
 

@@ -9,8 +9,8 @@ KINDS = {
     "attention": "softmax attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
     "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "log_linear_delta": "log-linear delta rule",
-    "aaren": "Aaren", "titans": "Titans memory", "miras": "Miras memory", "mlstm": "mLSTM", "slstm": "sLSTM", "lstm": "LSTM",
-    "gru": "GRU", "elman": "Elman network", "paragru": "ParaGRU", "paralstm": "ParaLSTM", "rg_lru": "RG-LRU",
+    "aaren": "Aaren", "titans": "Titans memory", "miras": "Miras memory", "infini": "Infini-attention", "mlstm": "mLSTM", "slstm": "sLSTM",
+    "lstm": "LSTM", "gru": "GRU", "elman": "Elman network", "paragru": "ParaGRU", "paralstm": "ParaLSTM", "rg_lru": "RG-LRU",
 }  # fmt: skip
 
 PATTERN_KIND_WORDS = {
@@ -36,7 +36,7 @@ def pattern_words(layer: Mapping[str, Any]) -> list[str]:
     if kind != "weights":
         facts.append(PATTERN_KIND_WORDS.get(kind, kind.replace("_", " ")))
     elif record.get("effective"):
-        facts.append("effective: this mixer has no softmax, the map is its exact linear equivalent"
+        facts.append("effective: not formed by the model, but map × values is exactly what it computes"
                      if record.get("exact") else "effective and approximate")  # fmt: skip
     elif record.get("exact", True):
         facts.append("exact")
@@ -80,6 +80,11 @@ def memory_words(layer: Mapping[str, Any]) -> str:
         return f"Softmax attention has no fixed-size state: its memory is the KV cache, the key and the value {kept}."
     if layer.get("n_columns"):
         return f"Cross-attention carries the keys and values of the source's {layer['n_columns']} tokens, made once."
+    if not state and layer.get("kind") == "attention":
+        return (
+            "What this layer hands on are the keys and values that later tokens may still read, not a state of fixed size. "
+            "The Attention page shows which these are."
+        )
     if not state:
         return "This layer records no state."
     slots = layer.get("states") or [{"name": "state", "shape": state["shape"]}]

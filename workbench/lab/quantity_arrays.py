@@ -96,7 +96,8 @@ def add_quantities(run: RunWriter, plan: QuantityPlan, cache: Any, model: Any) -
             run.add_array(name, array.values, axes=array.axes)
             records.append(
                 {"point": point.name, "role": point.role, "layer": point.layer_index, "array": name, "axes": list(array.axes),
-                 "part": part, "notes": list(array.notes), "why": ""}
+                 "part": part, "notes": list(array.notes), "why": "",
+                 **({"row_shape": list(array.row_shape)} if array.row_shape else {})}
             )  # fmt: skip
     for point, why in plan.left_out:
         records.append({"point": point.name, "role": point.role, "layer": point.layer_index, "array": "", "axes": ["", "", ""],
@@ -121,6 +122,7 @@ class Kept:
     values: np.ndarray
     axes: tuple[str, str, str]
     notes: tuple[str, ...]
+    row_shape: tuple[int, ...] = ()  # sizes of what the rows count, where it is several things
 
 
 def parts_of(values: Tensor, axes: list[str], role: str, n_heads: int, adjacent: bool = True) -> list[tuple[str, Kept]]:
@@ -140,7 +142,8 @@ def parts_of(values: Tensor, axes: list[str], role: str, n_heads: int, adjacent:
     moved = values.permute(order)
     size = moved.shape[0] if head else 1
     table = moved.reshape(size, -1, moved.shape[-1])
-    return [("", Kept(_finite(table), (head or "one", " × ".join(others) or "one", token), tuple(notes)))]
+    sizes = tuple(values.shape[axes.index(axis)] for axis in others) if len(others) > 1 else ()
+    return [("", Kept(_finite(table), (head or "one", " × ".join(others) or "one", token), tuple(notes), sizes))]
 
 
 def _without_widths(values: Tensor, axes: list[str], role: str) -> tuple[Tensor, list[str], list[str]]:

@@ -9,7 +9,7 @@ intervention overwrites. They are stored as they were, pattern and states as far
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
@@ -34,6 +34,7 @@ from workbench.lab.predictions import add_predictions
 from workbench.lab.quantity_arrays import add_quantities, plan_quantities
 from workbench.lab.run_format import ENCODER_PREFIX
 from workbench.lab.runs import RunStore
+from workbench.lab.score_arrays import LARGEST_SCORES, add_scores, score_points
 from workbench.lab.stacks import ArraysOf, Stack, reads_source, source_record, stacks_of
 
 Progress = Callable[[float, str], None]
@@ -201,6 +202,7 @@ class _Plan:
     """What is kept of one layer: its factors and signals always; of a dense or overwritten layer the pattern and states as they were.
 
     `columns`: of its pattern, the tokens of the run or of its source.
+    `scores`: of a layer that no factors determine, before the softmax and by term; or `why_no_scores`.
     `kept` of the pattern: `"whole"`, `"rows"` (these `rows`, and the overview), `"none"` (too large), `"absent"` (the mixer has none).
     """
 
@@ -213,6 +215,8 @@ class _Plan:
     rows: tuple[int, ...] | None = None
     slots: Sequence[StateSlot] = ()
     columns: int = 0
+    scores: dict[str, HookPoint] = field(default_factory=dict)
+    why_no_scores: str = ""
 
     @property
     def kept_points(self) -> list[str]:
@@ -230,6 +234,7 @@ class _Plan:
             names
             + ([last_step(self.pattern)] if self.pattern is not None else [])
             + [slot.address for slot in self.slots]
+            + [last_step(point) for point in self.scores.values()]
         )
 
 
@@ -265,7 +270,10 @@ def _plan(model: HookedModel, stack: Stack, layer: int, tokens: Tensor, overwrit
     states = [] if main is None else [main, *(p for p in points if p.role == "state" and p is not main)]
     slots = plan_slots(model, tokens, states, length, STORED_STATE_NUMBERS)
     rows = spread(length, STORED_ROWS) if kept == "rows" else None
-    return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots, columns)
+    scores, why = score_points(points, stack.role_of, pattern), ""
+    if scores and cells > LARGEST_SCORES:
+        scores, why = {}, f"their {cells:,} numbers for this text are too many to keep (at most {LARGEST_SCORES:,})"
+    return _Plan(layer, mixer, signals, overwritten, pattern, kept, rows, slots, columns, scores, why)
 
 
 def _add_stream(run: ArraysOf, stack: Stack, ids: Tensor, cache: Any) -> None:
@@ -300,6 +308,11 @@ def _add_layer(run: ArraysOf, plan: _Plan, cache: Any, length: int) -> dict[str,
         _store_as_it_was(record, factors, plan, cache, length)
     elif record["form"] == "softmax":
         factors["log_normaliser"] = log_normaliser(record, factors["query"], factors["key"])
+    if plan.scores:
+        adjacent = getattr(mixer, "maps_adjacent", True)
+        record["scores"] = add_scores(run, layer, plan.scores, cache, record["n_heads"], adjacent)
+    elif plan.why_no_scores:
+        record["scores"] = {"maps": [], "difference": None, "why": plan.why_no_scores}
     record["signals"] = [*record["signals"], *_add_signals(run, plan, cache, record["n_heads"])]
     add_layer_arrays(run, record, factors, plan.rows, length)
     return record
