@@ -15,6 +15,7 @@ from app.panels.results import measured
 from app.services import Scene, Services
 from app.view_state import ViewState
 from workbench.lab.jobs import Job
+from workbench.lab.runs import Run
 
 MOST_LISTED = 12
 
@@ -29,6 +30,22 @@ def model_select(
     chosen = next((name for name in (value, own, otherwise) if name in names), names[0] if names else None)
     data = [{"value": str(model["name"]), "label": str(model.get("title") or model["name"])} for model in models]
     return dmc.Select(id=id, label=label, data=data, value=chosen, allowDeselect=False, searchable=True, size="sm")
+
+
+def any_model_select(services: Services, scene: Scene, id: str, found: Run | None) -> Component:
+    """Choose any model: that of the result `found`, else of the open run, else the first."""
+    models = services.models.list_models()
+    names = [str(model["name"]) for model in models]
+    wanted = [run.model.get("name") for run in (found, scene.run) if run is not None]
+    data = [{"value": str(model["name"]), "label": str(model.get("title") or model["name"])} for model in models]
+    value = next((name for name in (*wanted, *names) if name in names), None)
+    return dmc.Select(id=id, label="Model", data=data, value=value, allowDeselect=False, searchable=True, size="sm")
+
+
+def checks(choices: Mapping[str, str]) -> Component:
+    """The boxes of a group that can be ticked: value and words."""
+    boxes = [dmc.Checkbox(label=words, value=value, size="sm") for value, words in choices.items()]
+    return html.Div(boxes, className="form-checks")
 
 
 def text_area(id: str, label: str, value: str, rows: int = 3) -> Component:

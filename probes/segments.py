@@ -83,6 +83,10 @@ class SegmentMemory:
         """`layer.slot` of every tensor of the state."""
         return tuple(f"{self.layers[layer]}.{name}" for layer, name in self.slots)
 
+    def mean_loss(self, reading: str) -> Array:
+        """Nats per token in each segment, read from the true "state", "none" or the "other" text's, [segment]."""
+        return _mean(_known(self.loss, reading), 1)
+
     def lost(self, reading: str) -> Array:
         """Nats lost on every token when a segment is read from another state: "none" or "other", [segment, place]."""
         return np.asarray(_known(self.loss, reading) - self.loss["state"])
@@ -127,7 +131,7 @@ class SegmentMemory:
             "repeated": self.repeated,
             "layers": list(self.layers),
             "slots": list(self.slot_names),
-            "loss": {name: plain(_mean(values, 1)) for name, values in self.loss.items()},
+            "loss": {name: plain(self.mean_loss(name)) for name in self.loss},
             "worth": {name: {"nats": nats, "low": ends.low, "high": ends.high} for name, (nats, ends) in worth.items()},
             "lost_by_place": {name: plain(self.by_place(name)) for name in against},
             "lost_by_layer": {name: plain(self.by_layer(name)) for name in self.layer_loss},
@@ -318,6 +322,6 @@ def store_segments(
                 )
         for name in MEASURES:
             run.add_array(name, getattr(found, name), axes=("slot", "segment"))
-        settings = {"model": model.name, "length": found.length, "other": other, "parts": parts}
+        settings = {"model": model.name, "length": found.length, "text": text, "other": other, "parts": parts}
         run.set(results={**found.to_json(), "strings": call(list(found.tokens))}, settings=settings)
     return store.open(run.id)

@@ -99,7 +99,7 @@ def _measure(job: Job, services: Services, name: str, settings: dict[str, Any]) 
 
 
 def trace_of(services: Services, found: Run) -> Run | None:
-    """A trace of the same model to look at heads in: of the text that was probed if one was given, else the newest."""
+    """A trace of the same model to look into: of the text that was probed if one was given, else the newest."""
     own, candidates = (found.manifest.get("settings") or {}).get("text"), []
     for entry in services.store.list(kind="trace", model=found.model.get("name")):
         try:
@@ -130,18 +130,25 @@ def look_at(services: Services, found: Run, place: str) -> dict[str, Any] | Job:
 
     Made-up sequences are traced as they were: the first one.
     """
-    change = place_of(found, place)
+    return at_trace(services, found, "/attention", place_of(found, place), f"for head {place}")
+
+
+def at_trace(services: Services, found: Run, page: str, change: dict[str, int], why: str) -> dict[str, Any] | Job:
+    """A page, with this `change` of the address, on a trace of what a measurement read, for the store `go`; where there is none, a job that
+    makes the trace, with `why` in its title."""
     trace = trace_of(services, found)
     if trace is not None:
-        return Destination(trace.id, "/attention", change).target()
+        return Destination(trace.id, page, change).target()
     name = checked_any_model(services, found.model.get("name"))
-    settings = found.manifest.get("settings") or {}
     return services.jobs.submit(
-        f"Trace of {name} for head {place}", _trace, services=services, name=name, settings=settings, change=change
-    )
+        f"Trace of {name} {why}", _trace, services=services, name=name, settings=found.manifest.get("settings") or {}, page=page,
+        change=change,
+    )  # fmt: skip
 
 
-def _trace(job: Job, services: Services, name: str, settings: dict[str, Any], change: dict[str, int]) -> Destination:
+def _trace(
+    job: Job, services: Services, name: str, settings: dict[str, Any], page: str, change: dict[str, int]
+) -> Destination:
     job.progress(0.0, "loading the model")
     from probes.battery import sequences_read
     from workbench.lab.trace import trace_run
@@ -153,5 +160,5 @@ def _trace(job: Job, services: Services, name: str, settings: dict[str, Any], ch
             model,
             **{key: settings[key] for key in ("corpus", "vocab", "length", "sequences", "seed") if key in settings},
         )[0]
-    run = trace_run(model, text, services.store, title=f"{name}: what its probes read", progress=part_of(job, 0.1, 1.0))
-    return Destination(run.id, "/attention", change)
+    run = trace_run(model, text, services.store, title=f"{name}: the text that was measured", progress=part_of(job, 0.1, 1.0))
+    return Destination(run.id, page, change)

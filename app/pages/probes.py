@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import dash_ag_grid as dag
@@ -11,7 +11,17 @@ from dash import Dash, Input, Output, State, ctx, html, no_update
 from dash.development.base_component import Component
 
 from app import ablate
-from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, text_area
+from app.forms import (
+    any_model_select,
+    checks,
+    count_input,
+    earlier_results,
+    form_frame,
+    register_form,
+    select,
+    side_by_side,
+    text_area,
+)  # fmt: skip
 from app.frames import content_frame, frame, scene_of_slice, slice_input, view_slice
 from app.measure.common import FormError
 from app.measure.probes import (
@@ -95,10 +105,10 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
         "probe", "Probe the heads of a model",
         "The same as “workbench probe”. Induction and retrieval make their own sequences; the others read what is chosen here.",
         [
-            _model_select(services, scene, found),
+            any_model_select(services, scene, "probe-name", found),
             dmc.CheckboxGroup(
                 id="probe-probes", label="Probes", value=asked.get("probes") or list(PROBES), size="sm",
-                children=_checks(PROBES),
+                children=checks(PROBES),
             ),
             side_by_side(
                 select("probe-source", "Read", sources(), source),
@@ -111,25 +121,9 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
                               value=", ".join(map(str, asked.get("lengths") or []))),
                 count_input("probe-seed", "Seed", asked.get("seed", 0), 0, 10**6),
             ),
-            dmc.CheckboxGroup(id="probe-more", value=ticked, size="sm", children=_checks(MORE)),
+            dmc.CheckboxGroup(id="probe-more", value=ticked, size="sm", children=checks(MORE)),
         ],
     )  # fmt: skip
-
-
-def _checks(choices: Mapping[str, str]) -> Component:
-    boxes = [dmc.Checkbox(label=words, value=value, size="sm") for value, words in choices.items()]
-    return html.Div(boxes, className="form-checks")
-
-
-def _model_select(services: Services, scene: Scene, found: Run | None) -> Component:
-    models = services.models.list_models()
-    names = [str(model["name"]) for model in models]
-    wanted = [run.model.get("name") for run in (found, scene.run) if run is not None]
-    data = [{"value": str(model["name"]), "label": str(model.get("title") or model["name"])} for model in models]
-    value = next((name for name in (*wanted, *names) if name in names), None)
-    return dmc.Select(
-        id="probe-name", label="Model", data=data, value=value, allowDeselect=False, searchable=True, size="sm"
-    )
 
 
 def _score_choice(scene: Scene, found: Run) -> Component:

@@ -223,6 +223,6 @@ def test_models_that_hand_on_nothing_are_refused_in_words() -> None:
     nobody.mixers = (SimpleNamespace(slots=()),) * 2  # type: ignore[assignment]
     with pytest.raises(ValueError, match="carries nothing"):
         segment_memory(nobody, text(0), LENGTH)
-    encoder = Encoder(EncoderConfig(2, 16, mixer=AttentionConfig(4, causal=False)))
+    encoder = Encoder(EncoderConfig(2, 16, 40, 12, AttentionConfig(4, causal=False)))
     with pytest.raises(ValueError, match="is an encoder: it reads a text as a whole"):
         segment_memory(encoder, text(0), LENGTH)
