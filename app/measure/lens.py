@@ -24,6 +24,10 @@ KIND = "lens"
 LENS_KIND = "tuned-lens"
 PLAIN, TRAIN = "logit", "train"
 TARGETS = {"next": "the token that really follows", "answer": "token A, everywhere"}
+TARGETS_HERE = {
+    **TARGETS,
+    "next": "the token that really stands there",
+}  # of encoders, whose predictions are of the position itself
 MEASURES = ("divergence", "entropy", "loss", "rank")
 TOP = 10
 CONTEXT, BATCH, HELD_OUT = 64, 8, 32
@@ -45,6 +49,23 @@ def corpora() -> list[str]:
     return [record.name for record in list_corpora() if record.available]
 
 
+def says_here(run: Run) -> bool:
+    """Whether the run's model says what stands at a position (an encoder with a head for masked tokens), not what comes behind it."""
+    return run.has("here.ids")
+
+
+def why_no_lens(run: Run) -> str:
+    """Why no lens can read the run's residual stream, in words for the reader; "" where one can."""
+    if not (run.manifest.get("tokens") or {}).get("ids"):
+        return "This run has no tokens to read. Open a trace of a text."
+    if says_here(run) or run.has("next.ids"):
+        return ""
+    return (
+        f"{run.model.get('name')} is an encoder without a head that predicts tokens, so what it holds at a depth cannot be read as some. "
+        "Open a run of a language model, or of an encoder with a head for masked tokens."
+    )
+
+
 def start_reading(
     services: Services, scene: Scene, lens: Any, corpus: Any, steps: Any, answer: Any, wrong: Any, target: Any
 ) -> Job:
@@ -53,9 +74,9 @@ def start_reading(
     `lens`: "logit", "train" or the id of a tuned lens. `corpus`, `steps`: what one is trained on. `answer`, `wrong`: tokens A and B as text
     or "#id"; empty: the two most likely. `target`: a key of `TARGETS`. FormError, in words for the reader, for what cannot be read.
     """
+    if why := why_no_lens(scene.opened()):
+        raise FormError(why)
     run = repeatable(services, scene.opened())
-    if not scene.n_tokens:
-        raise FormError("This run has no tokens to read. Open a trace of a text.")
     stored = [name for name, _ in lenses_of(services, run)]
     settings = {
         "run": run.id, "at": scene.query, "lens": checked_choice(lens, "lens", [PLAIN, TRAIN, *stored]),

@@ -9,8 +9,19 @@ from dash import Dash, html
 from dash.development.base_component import Component
 
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, text_input
-from app.frames import frame
-from app.measure.lens import KIND, PLAIN, TARGETS, TRAIN, corpora, lenses_of, start_reading
+from app.frames import content_frame, frame
+from app.measure.lens import (
+    KIND,
+    PLAIN,
+    TARGETS,
+    TARGETS_HERE,
+    TRAIN,
+    corpora,
+    lenses_of,
+    says_here,
+    start_reading,
+    why_no_lens,
+)
 from app.page import Page, choice, zoom_buttons
 from app.panels import overview
 from app.panels.lens import PANELS as OWN_PANELS
@@ -23,6 +34,7 @@ from workbench.lab.jobs import Job
 GRID, CELL, DEPTHS, PARTS, HEADS, COSINE = OWN_PANELS
 # The overview's own panel, which is drawn here too.
 NORMS = next(panel for panel in overview.PANELS if panel.id == "residual")
+FORM_TITLE = "Read the text at every depth"
 FIELDS = ("lens", "corpus", "steps", "answer", "wrong", "target")
 
 
@@ -63,6 +75,10 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
 
 def _form(services: Services, scene: Scene) -> Component:
     found, run = measured(scene, KIND), scene.opened()
+    if why := why_no_lens(run):
+        return content_frame("lens-form", FORM_TITLE, why, [])
+    here = says_here(run)
+    targets = TARGETS_HERE if here else TARGETS
     asked = (found.manifest.get("settings") if found is not None else None) or {}
     answer, wrong = target_of(found) if found is not None else ("", "")
     stored, known = lenses_of(services, run), corpora()
@@ -71,8 +87,9 @@ def _form(services: Services, scene: Scene) -> Component:
     chosen = asked.get("lens", PLAIN)
     corpus = "english" if "english" in known else known[0] if known else ""
     return form_frame(
-        "lens", "Read the text at every depth",
-        "Logit A − logit B after the pinned token (else the last) is split into who wrote it. Left empty, they are the two most likely.",
+        "lens", FORM_TITLE,
+        f"Logit A − logit B {'at' if here else 'after'} the pinned token (else the last) is split into who wrote it. Left empty, they are "
+        "the two most likely.",
         [
             select("lens-lens", "Lens", lenses, chosen if chosen in dict(lenses) else PLAIN),
             side_by_side(
@@ -82,7 +99,7 @@ def _form(services: Services, scene: Scene) -> Component:
             side_by_side(
                 text_input("lens-answer", "Token A", answer, "most likely"), text_input("lens-wrong", "Token B", wrong, "second"),
             ),
-            select("lens-target", "Target of rank and probability", [*TARGETS.items()], asked.get("target", "next")),
+            select("lens-target", "Target of rank and probability", [*targets.items()], asked.get("target", "next")),
         ],
         "Read",
     )  # fmt: skip

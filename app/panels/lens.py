@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from app.figures.common import Axis, Colours, number, picture, token_label, visible_text
 from app.figures.lens import MARGIN, component_bars, depth_label, depth_lines, head_map, lens_grid
 from app.figures.overview import next_tokens
-from app.measure.lens import KIND, PLAIN, shown_lenses
+from app.measure.lens import KIND, PLAIN, TARGETS, TARGETS_HERE, says_here, shown_lenses, why_no_lens
 from app.panels.base import NothingToShow, PicturePanel, Span, Table, levels_of
 from app.panels.results import OfOpenRun, ResultPanel
 from app.services import Scene
@@ -48,6 +48,21 @@ class LensPanel(OfOpenRun, ResultPanel):
     kind = KIND
     start = "Choose a lens in the form on this page and press Read."
 
+    words_here = ""
+    """The explanation for an encoder, which says what stands at a token instead of what comes behind it; "" where that is no difference."""
+
+    def check(self, scene: Scene) -> None:
+        if scene.run is not None and (why := why_no_lens(scene.run)):
+            raise NothingToShow("No lens reads this model", why)
+        super().check(scene)
+
+    def here(self, scene: Scene) -> bool:
+        """Whether the model says what stands at a token, not what comes behind it."""
+        return scene.run is not None and says_here(scene.run)
+
+    def explanation(self, scene: Scene) -> str:
+        return self.words_here if self.words_here and self.here(scene) else self.words
+
     def lens(self, scene: Scene) -> str:
         """The lens that is shown: the chosen one where the result holds it, else the logit lens."""
         return scene.view.lens if scene.view.lens in shown_lenses(self.result(scene)) else PLAIN
@@ -75,7 +90,7 @@ class LensPanel(OfOpenRun, ResultPanel):
     def target_words(self, scene: Scene) -> str:
         if self.settings(scene)["target"] == "answer":
             return f"target: ‘{visible_text(self.name(scene, self.results(scene)['answer']))}’"
-        return "target: the token that really follows"
+        return f"target: {(TARGETS_HERE if self.here(scene) else TARGETS)['next']}"
 
     def opening(self, scene: Scene) -> str:
         """Python that opens the model and the tokens, and reads them through the shown lens."""
@@ -97,6 +112,7 @@ class LensGrid(LensPanel, PicturePanel):
     id = "lens-grid"
     title = "What it would say if it stopped here"
     words = "Row = after which layer. Column = after which token. Text = the most likely next token there. Click pins, dragging zooms."
+    words_here = "Row = after which layer. Column = at which token. Text = what would most likely stand there. Click pins, dragging zooms."
     depends = ("run", "result", "lens", "lens_colour", "columns")
 
     def pixels_high(self, scene: Scene) -> int:
@@ -199,6 +215,7 @@ class LensCell(LensPanel):
     id = "lens-cell"
     title = "The pinned cell"
     words = "The most likely next tokens there. Click a cell of the grid to choose it; the one that really came next is green (✓)."
+    words_here = "What would most likely stand there. Click a cell of the grid to choose it; the token that really does is green (✓)."
     depends = ("run", "result", "lens", "query", "depth")
     height = 310
 
@@ -209,8 +226,8 @@ class LensCell(LensPanel):
         return self.array(scene, f"{self.lens(scene)}.top_ids")[self.depth(scene), scene.query].tolist()
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
-        ids, following = self.ids(scene), scene.query + 1
-        token = int(scene.opened().array("tokens")[following]) if following < scene.n_tokens else -1
+        ids, target = self.ids(scene), scene.query if self.here(scene) else scene.query + 1
+        token = int(scene.opened().array("tokens")[target]) if target < scene.n_tokens else -1
         labels = [self.name(scene, each) for each in ids]
         return next_tokens(
             labels, self.values(scene), theme, panel=self.id, actual=ids.index(token) if token in ids else None
@@ -311,9 +328,9 @@ class AttributionPanel(LensPanel):
 
     def facts(self, scene: Scene) -> list[str]:
         record = self.record(scene)
-        parts = float(self.array(scene, "contributions").sum())
+        parts, where = float(self.array(scene, "contributions").sum()), "at" if self.here(scene) else "after"
         facts = [
-            f"{self.difference(scene)} after token {token_label(scene.tokens, self.settings(scene)['at'])}",
+            f"{self.difference(scene)} {where} token {token_label(scene.tokens, self.settings(scene)['at'])}",
             f"components {number(parts)} + constant {number(record['constant'])} = {number(parts + record['constant'])}",
             f"the model's own: {number(record['total'])}",
         ]
