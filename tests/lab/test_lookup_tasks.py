@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.lab.tasks import Delay, Facts, Lookup, NthLatest, SameDifferent, make_task
+from workbench.lab.tasks import Delay, Facts, ForAndAgainst, Lookup, NthLatest, SameDifferent, make_task
 
-NAMES = ["lookup", "nth_latest", "delay", "same_different", "facts"]
+NAMES = ["lookup", "nth_latest", "delay", "same_different", "facts", "for_and_against"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,6 +109,27 @@ def test_facts_are_the_same_in_every_row_and_split() -> None:
     assert not (task.table == Facts(vocab_size=6, answers_count=4, table_seed=1).table).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"length": 40}, {"groups": 2, "symbols": 5, "each": 3}], ids=str)
+def test_the_symbol_that_leads_is_the_only_one_that_leads(options: dict[str, Any]) -> None:
+    """Counted by hand; every group has its tokens, noise the rest, and all pairs of different groups are asked for."""
+    task = ForAndAgainst(**options)
+    batch, symbols, asked = task.batch(50), range(task.symbols), set()
+    first_query, first_question = task.length - 1 - task.queries, task.groups * task.symbols
+    for row, tokens in enumerate(batch.tokens.tolist()):
+        read = [divmod(token, task.symbols) for token in tokens[:first_query] if token < first_question]
+        assert sorted(group for group, _ in read) == [group for group in range(task.groups) for _ in range(task.each)]
+        for place in range(first_query, task.length - 1):
+            favoured, opposed = divmod(tokens[place] - first_question, task.groups)
+            balance = [read.count((favoured, symbol)) - read.count((opposed, symbol)) for symbol in symbols]
+            assert batch.loss_mask[row, place + 1] and balance.count(max(balance)) == 1
+            assert batch.targets[row, place + 1] == balance.index(max(balance))
+            asked.add((favoured, opposed))
+        noise = [token for token in (*tokens[:first_query], tokens[-1]) if token >= first_question]
+        assert all(token >= first_question + task.groups**2 for token in noise)
+        assert int(batch.loss_mask[row].sum()) == task.queries
+    assert len(asked) == task.groups * (task.groups - 1)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -124,6 +145,12 @@ def test_facts_are_the_same_in_every_row_and_split() -> None:
         ("same_different", {"first": 63}, "ids below 64"),
         ("facts", {"answers_count": 17}, "answers_count ≤ vocab_size"),
         ("facts", {"table_seed": -1}, "table_seed"),
+        ("for_and_against", {"groups": 1}, "groups must be at least 2"),
+        ("for_and_against", {"symbols": 1}, "symbols must be at least 2"),
+        ("for_and_against", {"each": 0}, "each must be at least 1"),
+        ("for_and_against", {"queries": 0}, "queries must be at least 1"),
+        ("for_and_against", {"vocab_size": 32}, "vocab_size ≥ 33"),
+        ("for_and_against", {"length": 32}, "length ≥ 33"),
         ("delay", {"delai": 3}, "did you mean 'delay'"),
     ],
     ids=str,

@@ -23,7 +23,14 @@ from workbench.lab.tasks import (
 RECALL = ["copy", "induction", "associative_recall", "selective_copy", "passkey", "flip_flop"]
 TRACKING = ["counting", "parity", "permutations"]
 NAMES = RECALL + TRACKING
-ELSEWHERE = ["delay", "facts", "lookup", "nth_latest", "same_different"]  # their own file: test_lookup_tasks.py
+ELSEWHERE = [
+    "delay",
+    "facts",
+    "for_and_against",
+    "lookup",
+    "nth_latest",
+    "same_different",
+]  # their own file: test_lookup_tasks.py
 
 
 @pytest.mark.parametrize("name", NAMES)

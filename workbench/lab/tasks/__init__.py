@@ -14,11 +14,11 @@ from workbench.instrument.errors import suggestion
 from workbench.lab.tasks.base import TASKS, Row, Task, TaskBatch, register_task
 from workbench.lab.tasks.lookup import Delay, Lookup, NthLatest
 from workbench.lab.tasks.recall import AssociativeRecall, Copy, Induction, Passkey, SelectiveCopy
-from workbench.lab.tasks.relations import Facts, SameDifferent
+from workbench.lab.tasks.relations import Facts, ForAndAgainst, SameDifferent
 from workbench.lab.tasks.tracking import Counting, FlipFlop, Parity, Permutations
 
 __all__ = [
-    "AssociativeRecall", "Copy", "Counting", "Delay", "Facts", "FlipFlop", "Induction", "Lookup", "NthLatest", "Parity",
+    "AssociativeRecall", "Copy", "Counting", "Delay", "Facts", "FlipFlop", "ForAndAgainst", "Induction", "Lookup", "NthLatest", "Parity",
     "Passkey", "Permutations", "Row", "SameDifferent", "SelectiveCopy", "Task", "TaskBatch", "TaskRecord", "list_tasks",
     "make_task", "register_task",
 ]  # fmt: skip

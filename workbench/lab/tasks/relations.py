@@ -96,5 +96,71 @@ class Facts(Task):
         return math.log(self.answers_count)
 
 
+@register_task
+@dataclass(frozen=True)
+class ForAndAgainst(Task):
+    """Which symbol leads when one group's tokens count for theirs and another group's against?
+
+    A row holds `each` tokens of every group at random places among noise, every one with a symbol drawn uniformly, and at the end
+    `queries` questions (a, b), two different groups: which symbol has most tokens in group a, less those in group b? Questions without
+    a single leader are not asked. Ids: token (group, symbol) is group · `symbols` + symbol, question (a, b) is
+    `groups` · `symbols` + a · `groups` + b, everything above is noise; answers are 0 … `symbols` − 1. The row's last token is noise that
+    is never read. What a token counts for depends on the question, so a map of weights that are never negative needs two heads for it.
+    """
+
+    vocab_size: int = 40
+    length: int = 33
+    groups: int = 4
+    symbols: int = 4
+    each: int = 6
+    queries: int = 8
+
+    name: ClassVar[str] = "for_and_against"
+    paper: ClassVar[str] = (
+        "Ye et al. 2024, Differential Transformer, arXiv:2410.05258 (attention by a difference of two maps)"
+    )
+    answers: ClassVar[str] = "beside"
+
+    def _settle(self) -> None:
+        self._require(self.groups >= 2, f"groups must be at least 2, got {self.groups}")
+        self._require(self.symbols >= 2, f"symbols must be at least 2, got {self.symbols}")
+        self._require(self.each >= 1, f"each must be at least 1, got {self.each}")
+        self._require(self.queries >= 1, f"queries must be at least 1, got {self.queries}")
+        needed = self.groups * (self.symbols + self.groups) + 1
+        self._require(self.vocab_size >= needed, f"needs vocab_size ≥ {needed}, got {self.vocab_size}")
+        fits = self.groups * self.each + self.queries + 1
+        self._require(
+            self.length >= fits,
+            f"{self.groups} · {self.each} tokens and {self.queries} queries need length ≥ {fits}, got {self.length}",
+        )
+
+    def row(self, random: Generator) -> Row:
+        counted, first_query = self.groups * self.each, self.length - 1 - self.queries
+        first_question = self.groups * self.symbols
+        places = random.permutation(first_query)[:counted]
+        group = np.repeat(np.arange(self.groups), self.each)
+        questions = np.empty((0, 2), dtype=np.int64)
+        while len(questions) == 0:
+            symbol = random.integers(self.symbols, size=counted)
+            votes = np.zeros((self.groups, self.symbols), dtype=np.int64)
+            np.add.at(votes, (group, symbol), 1)
+            balance = votes[:, None] - votes[None]  # [for, against, symbol]
+            leads = (balance == balance.max(-1, keepdims=True)).sum(
+                -1
+            ) == 1  # never of a group against itself: all are 0
+            questions = np.argwhere(leads)
+        asked = questions[random.integers(len(questions), size=self.queries)]
+        tokens = random.integers(first_question + self.groups**2, self.vocab_size, size=self.length)
+        tokens[places] = group * self.symbols + symbol
+        tokens[first_query:-1] = first_question + asked @ [self.groups, 1]
+        answers = np.full(self.length, -1)
+        answers[first_query + 1 :] = balance[asked[:, 0], asked[:, 1]].argmax(-1)
+        return Row(tokens, np.full(self.length, -1), {}, answers)
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(self.symbols)
+
+
 implements("dat-relational", "task", "same_different")
 implements("generalized-cross-attn", "task", "facts")
