@@ -99,7 +99,7 @@ class Facts(Task):
 @register_task
 @dataclass(frozen=True)
 class ForAndAgainst(Task):
-    """Which symbol leads when one group's tokens count for theirs and another group's against?
+    """Which symbol leads when one group's tokens count for theirs and another group's against.
 
     A row holds `each` tokens of every group at random places among noise, every one with a symbol drawn uniformly, and at the end
     `queries` questions (a, b), two different groups: which symbol has most tokens in group a, less those in group b? Questions without
