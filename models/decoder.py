@@ -123,26 +123,7 @@ class Decoder(TextInput, Generation, HookedModel):
         ACTIVE.step, ACTIVE.offset = 0, context.offset
         try:
             x = tokens if start_at_layer is not None else self._embedded(tokens, context)
-            carried_out: list[dict[str, Tensor]] = []
-            blocks, wiring = list(self.blocks), getattr(self, "wiring", None)
-            mixers = [] if state is None else self.mixers
-            notes = None if wiring is None else wiring.begin(x, context)
-            for number, (layer, step) in enumerate(self.visits):
-                if not start <= layer < stop:
-                    continue
-                ACTIVE.step = step
-                if wiring is not None:
-                    x = wiring.entering(layer, step, x, notes)
-                here, carried = context, None if state is None else state.layers[number]
-                if carried is not None and not carried and mixers[layer].slots:  # `ModelState.without` this layer
-                    here, carried = context.knowing(0), None
-                x, out = blocks[layer](x, here, carried)
-                carried_out.append(out)
-                if wiring is not None:
-                    x = wiring.leaving(layer, step, x, notes)
-            ACTIVE.step = 0
-            if wiring is not None and stop_at_layer is None:
-                x = wiring.result(x, notes)
+            x, carried_out = self._through_blocks(x, context, state, start, None if stop_at_layer is None else stop)
             output = x if stop_at_layer is not None else self._output(x, tokens, mask, return_type, loss_per_token)
         finally:
             ACTIVE.step, ACTIVE.offset = outer
@@ -156,6 +137,33 @@ class Decoder(TextInput, Generation, HookedModel):
             return output
         lengths = None if context.key_mask is None else context.key_mask.sum(1)
         return output, ModelState(context.offset + x.shape[1], carried_out, context.key_mask, lengths)
+
+    def _through_blocks(
+        self, x: Tensor, context: Context, state: ModelState | None, start: int, stop: int | None
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The first residual stream [batch, pos, d_model] to the last, or to that which enters `stop`; and what each visit carries on."""
+        carried_out: list[dict[str, Tensor]] = []
+        blocks, wiring = list(self.blocks), getattr(self, "wiring", None)
+        mixers = [] if state is None else self.mixers
+        last = len(blocks) if stop is None else stop
+        notes = None if wiring is None else wiring.begin(x, context)
+        for number, (layer, step) in enumerate(self.visits):
+            if not start <= layer < last:
+                continue
+            ACTIVE.step = step
+            if wiring is not None:
+                x = wiring.entering(layer, step, x, notes)
+            here, carried = context, None if state is None else state.layers[number]
+            if carried is not None and not carried and mixers[layer].slots:  # `ModelState.without` this layer
+                here, carried = context.knowing(0), None
+            x, out = blocks[layer](x, here, carried)
+            carried_out.append(out)
+            if wiring is not None:
+                x = wiring.leaving(layer, step, x, notes)
+        ACTIVE.step = 0
+        if wiring is not None and stop is None:
+            x = wiring.result(x, notes)
+        return x, carried_out
 
     def _embedded(self, tokens: Tensor, context: Context) -> Tensor:
         try:

@@ -1,10 +1,14 @@
 """Transformers that read a text in segments and hand a memory on."""
 
+from models.architecture_record import Architecture, register_architecture
 from models.architectures.shared import GELU, GLU, language_model, tiny
 from models.attention.infini import InfiniConfig
 from models.attention.landmark import LandmarkConfig
+from models.attention.memory_slots import MemorySlotsConfig
 from models.attention.site import AttentionConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
+from models.language_model import LanguageModelConfig
+from models.memory_tokens import RecurrentMemory
 
 for _update, _words in (("linear", "adds every segment"), ("delta", "writes only what the memory does not recall yet")):
     language_model(
@@ -44,4 +48,18 @@ language_model(
     },
     description="Earlier blocks are read through the landmark at their end: the weight of every block is a hook point of its own.",
     shows=("pattern", "block gate"),
+)
+register_architecture(
+    Architecture(
+        name="recurrent-memory",
+        title="Recurrent Memory Transformer",
+        paper="rmt",
+        family="memory",
+        config=LanguageModelConfig,
+        module=RecurrentMemory,
+        presets={"tiny": tiny(MemorySlotsConfig(n_heads=4, slots=3, segment=5), GLU, norm="rms")},
+        description="Memory tokens are read before every segment and written behind it; nothing else goes from one segment to the next.",
+        shows=("pattern", "state", "memory pattern"),
+        notes="Around any softmax attention with rotations or without positions; the paper wraps Transformer-XL and learned positions.",
+    )
 )

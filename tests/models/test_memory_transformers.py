@@ -8,12 +8,10 @@ from torch import Tensor
 import models
 from models.attention.infini import InfiniConfig
 from models.attention.landmark import LandmarkConfig, with_landmarks
-from models.attention.masks import PrefixConfig
 from models.attention.relative import KeyPreferenceConfig, RelativeConfig
 from models.attention.site import AttentionConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
 from models.language_model import LanguageModel, LanguageModelConfig
-from models.memory_tokens import RecurrentMemory
 from models.segments import SegmentGrid, in_segments
 
 
@@ -234,74 +232,3 @@ def test_landmarks_are_put_after_every_block() -> None:
     text = torch.arange(1, 8)[None]
     assert with_landmarks(text, 3, 0).tolist() == [[1, 2, 3, 0, 4, 5, 6, 0, 7]]
     assert with_landmarks(text[:, :2], 3, 0).tolist() == [[1, 2]]
-
-
-# ------------------------------------------------------------------------------------------------------------- RMT
-
-
-def recurrent() -> RecurrentMemory:
-    return RecurrentMemory(build(AttentionConfig(n_heads=4, position="rope", mask=PrefixConfig(3)), 2), 3).double()
-
-
-def test_a_segment_of_the_recurrent_memory_by_hand(tokens: Tensor) -> None:
-    """Blocks over [memory ; segment ; memory]; what stands last is the next memory."""
-    memory = recurrent()
-    model, start = memory.model, memory.start.expand(2, -1, -1)
-    x = torch.cat([start, model.W_E[tokens[:, :5]], start], 1)
-    for block in model.blocks:
-        h, site = block.ln1(x), block.attn
-        q, k, v = (site._project(h, f, 4) for f in (site.query, site.key, site.value))
-        q, k = site._turned(q, k, model._context(x, None, None, False, True), True)
-        visible = torch.ones(11, 11).tril().bool()
-        visible[:3, :3] = True
-        scores = torch.einsum("bihd,bjhd->bhij", q, k) / 6**0.5
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        x = x + site.output(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(-2))
-    logits, state = memory(tokens[:, :5])
-    assert model.ln_final is not None
-    assert close(logits, model.unembed(model.ln_final(x))[:, 3:8]) and close(state, model.ln_final(x)[:, 8:])
-
-
-def test_segments_meet_in_the_memory_alone(tokens: Tensor) -> None:
-    """Patching the memory between segments with that of another text makes the second segment that of the other text."""
-    memory, other = recurrent(), tokens.flip(1)
-    reader = in_segments(memory, tokens[:, :10], 5, detach=False)
-    _, first = next(reader)
-    _, theirs = memory(other[:, :5])
-    assert not close(first, theirs)
-    logits, _ = reader.send(theirs)
-    assert close(logits, memory(tokens[:, 5:10], theirs)[0])
-    assert not close(logits, memory(tokens[:, 5:10], first)[0])
-
-
-def test_the_loss_of_a_segment_teaches_the_segment_before(tokens: Tensor) -> None:
-    """Without detaching, gradients go through the memory; with it they do not."""
-    memory = recurrent()
-    for detach in (False, True):
-        losses = [loss for loss, _ in in_segments(memory, tokens[:, :10], 5, detach=detach, return_type="loss")]
-        (gradient,) = torch.autograd.grad(losses[1], memory.start, allow_unused=True)
-        assert (gradient is None) == detach and (detach or float(gradient.abs().max()) > 0)
-
-
-def test_a_memory_of_another_shape_is_refused(tokens: Tensor) -> None:
-    with pytest.raises(ValueError, match="memory, d_model"):
-        recurrent()(tokens, torch.zeros(2, 4, 24).double())
-
-
-def test_patterns_of_a_segment_have_the_memory_before_its_tokens(tokens: Tensor) -> None:
-    """Rows sum to 1 over memory and segment; without the columns of the memory they are what is left for the segment."""
-    memory = recurrent()
-    _, state = memory(tokens[:, :5])
-    found = memory.patterns(tokens[:, 5:10], state)[1]
-    assert (
-        found.values.shape == (2, 4, 5, 8)
-        and found.meta.before == "memory slot"
-        and "memory slots, then tokens" in repr(found)
-    )
-    assert close(found.values.sum(-1), torch.ones(2, 4, 5).double())
-    assert float(found.values[..., 3:].triu(1).abs().max()) == 0 and float(found.values[..., :3].min()) > 0
-    assert found.tokens_only().values.shape == (2, 4, 5, 5)
-    other = memory.patterns(tokens[:, 5:10])[1]  # with the learned first memory
-    assert not close(found.values, other.values)
-    with pytest.raises(ValueError, match="The memory has shape"):
-        memory.patterns(tokens, state[:1])

@@ -1,9 +1,4 @@
-"""`forward(segment, state) -> output, state` of every architecture that reads in segments: states are read, exchanged, edited between.
-
-Recurrent Memory, which wraps a model, is held to the same.
-"""
-
-from typing import Any
+"""`forward(segment, state) -> output, state` of every architecture that reads in segments: states are read, exchanged, edited between."""
 
 import pytest
 import torch
@@ -11,9 +6,6 @@ from torch import Tensor
 
 import models
 from models.architecture_record import ARCHITECTURES
-from models.attention.masks import PrefixConfig
-from models.attention.site import AttentionConfig
-from models.memory_tokens import RecurrentMemory
 from models.segments import in_segments
 from tests.models.test_consistency import lively
 from workbench.instrument.interventions import EditState
@@ -24,33 +16,23 @@ SEGMENTED = [name for name, record in ARCHITECTURES.items() if record.family == 
 LENGTH = 5  # of a segment in the tiny presets; landmarks stand every four tokens, which divides no segment
 
 
-def build(name: str) -> Any:
-    if name != "recurrent-memory":
-        return lively(name)
-    site = AttentionConfig(n_heads=4, position="rope", mask=PrefixConfig(3))
-    return RecurrentMemory(models.build("llama", mixer=site, init_std=0.1), 3).double()
-
-
 @pytest.fixture
 def tokens() -> Tensor:
     return torch.randint(0, 256, (2, 4 * LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-ALL = [*SEGMENTED, "recurrent-memory"]
-
-
-def tensors(state: Any) -> list[Tensor]:
-    return [state] if isinstance(state, Tensor) else [value for slots in state.layers for value in slots.values()]
+def tensors(state: ModelState) -> list[Tensor]:
+    return [value for slots in state.layers for value in slots.values()]
 
 
 def test_there_are_memory_architectures() -> None:
-    assert {"infini", "infini-delta", "transformer-xl", "landmark"} <= set(SEGMENTED)
+    assert {"infini", "infini-delta", "transformer-xl", "landmark", "recurrent-memory"} <= set(SEGMENTED)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SEGMENTED)
 def test_an_exchanged_state_makes_the_rest_another_texts(name: str, tokens: Tensor) -> None:
     """Sending another text's state to the reader: what follows is what that text's memory makes of it, in every later segment."""
-    model, other = build(name), tokens.flip(1)
+    model, other = lively(name), tokens.flip(1)
     _, theirs = model(other[:, :LENGTH], return_state=True)
     plain = [output for output, _ in in_segments(model, tokens, LENGTH)]
     reader = in_segments(model, tokens, LENGTH)
@@ -66,24 +48,20 @@ def test_an_exchanged_state_makes_the_rest_another_texts(name: str, tokens: Tens
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SEGMENTED)
 def test_every_slot_is_what_later_segments_read(name: str, tokens: Tensor) -> None:
     """Each tensor of the state by itself, edited between segments, moves what is read next."""
-    model = build(name)
+    model = lively(name)
     _, state = model(tokens[:, :LENGTH], return_state=True)
     plain, _ = model(tokens[:, LENGTH : 2 * LENGTH], state=state, return_state=True)
-    if isinstance(state, Tensor):
-        edited = [2 * state]
-    else:
-        assert isinstance(state, ModelState)
-        # what a segment has begun is written when it ends: nothing is begun between segments
-        full = [
-            (layer, slot)
-            for layer, slots in enumerate(state.layers)
-            for slot, value in slots.items()
-            if value.abs().sum() > 0
-        ]
-        edited = [state.replaced(layer, **{slot: 2 * state.slot(layer, slot)}) for layer, slot in full]
+    # what a segment has begun is written when it ends: nothing is begun between segments
+    full = [
+        (layer, slot)
+        for layer, slots in enumerate(state.layers)
+        for slot, value in slots.items()
+        if value.abs().sum() > 0
+    ]
+    edited = [state.replaced(layer, **{slot: 2 * state.slot(layer, slot)}) for layer, slot in full]
     assert edited
     moved = [
         float((model(tokens[:, LENGTH : 2 * LENGTH], state=each, return_state=True)[0] - plain).abs().max())
@@ -95,11 +73,13 @@ def test_every_slot_is_what_later_segments_read(name: str, tokens: Tensor) -> No
 @pytest.mark.parametrize("name", [name for name in SEGMENTED if "state" in models.build(name).hook_points.roles])
 def test_an_edit_at_the_hook_point_is_an_edit_between_segments(name: str, tokens: Tensor) -> None:
     """`EditState` after the last token of a segment, in one call, equals stopping there and patching what is handed on."""
-    model, half = build(name), 2 * LENGTH
-    edit = EditState("blocks.0.mixer.hook_state", after=half - 1, operation="scale", value=0.3)
+    model, half = lively(name), 2 * LENGTH
+    slot = model.mixers[0].slots[0]
+    point = next(p.name for p in model.hook_points.points.values() if p.name.endswith(f".hook_{slot}"))
+    edit = EditState(point, after=half - 1, operation="scale", value=0.3)
     whole = model.run_with_hooks(tokens, hooks=[edit])
     _, state = model(tokens[:, :half], return_state=True)
-    rest = model(tokens[:, half:], state=state.replaced(0, state=0.3 * state.slot(0, "state")))
+    rest = model(tokens[:, half:], state=state.replaced(0, **{slot: 0.3 * state.slot(0, slot)}))
     torch.testing.assert_close(whole[:, half:], rest, rtol=0, atol=1e-10)
     assert float((rest - model(tokens)[:, half:]).abs().max()) > 1e-6
 
@@ -107,7 +87,7 @@ def test_an_edit_at_the_hook_point_is_an_edit_between_segments(name: str, tokens
 @pytest.mark.parametrize("name", SEGMENTED)
 def test_hooks_see_the_second_segment_with_its_memory(name: str, tokens: Tensor) -> None:
     """Cached in a call that goes on from a state: the same activations as in one call."""
-    model = build(name)
+    model = lively(name)
     _, whole = model.run_with_cache(tokens, role="resid_post")
     _, state = model(tokens[:, : 2 * LENGTH], return_state=True)
     _, rest = model.run_with_cache(tokens[:, 2 * LENGTH :], state=state, role="resid_post")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from models import registry
+from models.attention.memory_slots import MemorySlotsConfig
+from models.language_model import LanguageModel
 from models.trainings import __main__ as command
-from models.trainings.experiments.memory import MemoryTokens
+from models.trainings.experiments.memory import WithMemory
 from models.trainings.experiments.positions import RandomisedPositions
 from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE, passes_by_distance
 from models.trainings.page import PAGE, page
@@ -135,7 +137,8 @@ def test_randomised_positions_are_new_in_training_and_fixed_in_evaluation() -> N
 
 def test_a_segment_reads_earlier_ones_through_memory_tokens_alone() -> None:
     """What the first segment says depends on nothing later; the third depends on the first, and not where there is no memory of it."""
-    module = MemoryTokens(2, 4).wrap(small_model("rope"), 0).eval()
+    config = Side("", small(MemorySlotsConfig(n_heads=4, slots=2, segment=4), 8)).config
+    module = WithMemory().wrap(LanguageModel(config), 0).eval()
     tokens = torch.arange(12)[None] % 8
     other = tokens.clone()
     other[:, 1] = 7

@@ -13,6 +13,7 @@ from workbench.instrument.cache import ActivationCache
 from workbench.instrument.entries import CacheEntry, GradientCapture, Kept, SelectingCacheEntry
 from workbench.instrument.errors import HookError, UnknownHookPoint
 from workbench.instrument.hook_points import Group, HookPoint, Item, entered
+from workbench.instrument.pieces import joined
 from workbench.instrument.selection import Select, SelectedPoints, Selection, as_indices
 from workbench.instrument.states import ModelState
 
@@ -200,10 +201,14 @@ def gradients_at(
     found = torch.autograd.grad(metric, inputs, allow_unused=True, retain_graph=retain_graph)
     gradients: dict[str, Tensor] = {}
     trajectories: dict[str, dict[int, Tensor]] = {}
+    pieces: dict[str, tuple[HookPoint, list[Tensor]]] = {}
     for (address, position, point, own), gradient in zip(captured, found, strict=True):
-        part = kept.of(torch.zeros_like(own) if gradient is None else gradient, point)
-        if position is None or address in store:
-            gradients[address] = part
+        whole = torch.zeros_like(own) if gradient is None else gradient
+        if position is None:
+            pieces.setdefault(address, (point, []))[1].append(whole)
+        elif address in store:
+            gradients[address] = kept.of(whole, point)
         else:
-            trajectories.setdefault(address, {})[position] = part
+            trajectories.setdefault(address, {})[position] = kept.of(whole, point)
+    gradients |= {address: kept.of(joined(point, parts, 0.0), point) for address, (point, parts) in pieces.items()}
     return gradients | {address: over_time(by_position) for address, by_position in trajectories.items()}

@@ -258,7 +258,7 @@ class CacheEntry(Entry):
     """
 
     edits = False
-    stores = True
+    stores = joins = True
 
     def __init__(
         self, store: dict[str, Tensor], detach: bool, step: int | None = None, positions: tuple[Item, ...] | None = None

@@ -111,14 +111,22 @@ class HookPoint:
         if not _anything:
             return x
         entries = ACTIVE.entries.get(self.uid, ())
-        for entry in self.permanent + entries if self.permanent else entries:
+        if self.permanent:
+            entries = self.permanent + entries
+        if ACTIVE.piece is not None:
+            return ACTIVE.piece.passed(self, x, entries)
+        for entry in entries:
             x = entry.fire(x, self, None)
         return x
 
     @property
     def active(self) -> bool:
         """Whether somebody watches this point in the running thread, so that it must be computed."""
-        return _anything and (self.uid in ACTIVE.entries or bool(self.permanent))
+        return (
+            _anything
+            and (self.uid in ACTIVE.entries or bool(self.permanent))
+            and (ACTIVE.piece is None or not ACTIVE.piece.silent)
+        )
 
     def stops(self, start: int, length: int) -> list[int]:
         """Positions relative to `start`, ascending, at which a per-position point is watched in this call of `length` tokens."""
@@ -146,8 +154,13 @@ class HookPoint:
 
     @property
     def offset(self) -> int:
-        """Absolute position of this call's first token: 0, or the number of tokens already carried in the state."""
+        """Absolute position of the first token of this call, or of its piece that is running: 0, or the number of tokens read before."""
         return ACTIVE.offset
+
+    @property
+    def rest(self) -> int:
+        """Tokens of this call that its later pieces hold: 0 but in models that read a call in pieces (`workbench.instrument.pieces`)."""
+        return 0 if ACTIVE.piece is None else ACTIVE.piece.rest
 
     def describe(self) -> dict[str, Any]:
         """Plain data for manifests and `--json`."""
@@ -196,11 +209,12 @@ class Entry:
 
     `step` and `positions` restrict it to one pass over shared weights and to some positions of per-position points
     (None: every one). `reached` and `met` record what the runs of its scope came across. `edits`: it may change the activation;
-    `stores`: it keeps the activation that the model goes on with.
+    `stores`: it keeps the activation that the model goes on with; `joins`: of a call that is read in pieces, it wants the whole.
     """
 
     edits = True
     stores = False
+    joins = False
 
     def __init__(self, step: int | None = None, positions: tuple[Item, ...] | None = None) -> None:
         self.step = step
@@ -291,7 +305,8 @@ class _Active(threading.local):
     """What the running thread is doing. `entries` are those of all open scopes, by hook-point number.
 
     The model sets `step` and `offset` while it runs; `end` is the position after the last token of a call, for negative positions;
-    `running` are the entries whose functions are being called now.
+    `running` are the entries whose functions are being called now; `piece` is the part of a call that is running, where a model reads
+    a call in pieces (`workbench.instrument.pieces`), else None.
     """
 
     def __init__(
@@ -303,6 +318,7 @@ class _Active(threading.local):
         self.offset = 0
         self.end = 0
         self.running: tuple[Entry, ...] = ()
+        self.piece: Any = None
 
 
 ACTIVE = _Active()
@@ -384,9 +400,9 @@ def detach_permanently(points: Iterable[HookPoint], entry: Entry | None = None) 
 @contextmanager
 def unhooked(entry: Entry) -> Iterator[None]:
     """While a hook function runs, models that it calls run without the hooks of the call that it belongs to."""
-    before = ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running
-    ACTIVE.entries, ACTIVE.scopes, ACTIVE.running = {}, (), (*ACTIVE.running, entry)
+    before = ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running, ACTIVE.piece
+    ACTIVE.entries, ACTIVE.scopes, ACTIVE.running, ACTIVE.piece = {}, (), (*ACTIVE.running, entry), None
     try:
         yield
     finally:
-        ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running = before
+        ACTIVE.entries, ACTIVE.scopes, ACTIVE.step, ACTIVE.offset, ACTIVE.end, ACTIVE.running, ACTIVE.piece = before

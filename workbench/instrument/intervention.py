@@ -3,7 +3,8 @@
 Each names the hook points it changes (`point`: an address, a glob or a `Select`), the part of them (`heads`, `positions`, or
 `at` for any axis by name), and carries its numbers in tensor fields. `apply` is pure and branch-free over those tensors, so
 compiled models keep one graph for all their values. Positions are absolute: inside `generate` they mean the position in the
-whole sequence; negative ones count from the end of the call.
+whole sequence; negative ones count from the end of the call. A tensor field that covers a call which the model reads in pieces is cut
+likewise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError, suggestion
-from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.hook_points import ACTIVE, HookPoint
 from workbench.instrument.selection import HookPoints, Select, Selection, as_indices
 
 KINDS: dict[str, type["Intervention"]] = {}
@@ -83,8 +84,8 @@ class Intervention:
         empty = False
         for axis, indices in self.bounds.items():
             size = shape[point.axes.index(axis)]
-            first = offset if axis in ("pos", "query") else 0
-            inside = [i for i in indices if first <= i < first + size or -size <= i < 0]
+            first, rest = offset if axis in ("pos", "query") else 0, point.rest if axis in SEQUENCE else 0
+            inside = [i for i in indices if first <= (i if i >= 0 else i + first + size + rest) < first + size]
             if axis not in SEQUENCE and len(inside) < len(indices):
                 bad = [i for i in indices if i not in inside]
                 raise HookError(f"{type(self).__name__} on {point.name!r}: {axis} {bad} is out of range 0..{size - 1}.")
@@ -99,8 +100,9 @@ class Intervention:
             dim = point.axes.index(axis)
             size = x.shape[dim]
             start = point.offset if axis in ("pos", "query") else 0
+            end = start + size + (point.rest if axis in SEQUENCE else 0)
             wanted = wanted.to(x.device)
-            absolute = torch.where(wanted < 0, wanted + start + size, wanted)
+            absolute = torch.where(wanted < 0, wanted + end, wanted)
             here = torch.arange(start, start + size, device=x.device)
             hit = (here[:, None] == absolute[None, :]).any(-1)
             hit = hit.view([size if d == dim else 1 for d in range(x.dim())])
@@ -208,7 +210,7 @@ def fitting(value: Any, x: Tensor, point: HookPoint, intervention: Intervention)
     """A tensor field in the activation's dtype, device and shape; raises `HookError` if it does not broadcast to it."""
     assert isinstance(value, Tensor)
     try:
-        return value.to(x).expand_as(x)
+        return (value if ACTIVE.piece is None else ACTIVE.piece.part_of(value, x, point)).to(x).expand_as(x)
     except RuntimeError:
         raise HookError(
             f"{type(intervention).__name__} on {point.name!r}: a value of shape {tuple(value.shape)} does not fit the activation, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError, UnknownHookPoint, suggestion
-from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.hook_points import ACTIVE, HookPoint
 from workbench.instrument.intervention import KINDS, Intervention, as_tensor, fitting
 from workbench.instrument.selection import HookPoints, Select, Selection, as_indices
 
@@ -76,6 +76,11 @@ class Ablate(Intervention):
             new = fitting(self.value, x, point, self)
         elif self.value == "zero":
             new = torch.zeros_like(x)
+        elif ACTIVE.piece is not None:
+            raise HookError(
+                f"Ablate on {point.name!r}: this model reads the call in pieces, so the mean over its positions is not known yet. "
+                "Expected a tensor, e.g. the mean of a cached run, or a call of one segment."
+            )
         else:
             dims = [d for d, axis in enumerate(point.axes) if axis in ("batch", "pos", "query")]
             new = x.mean(dims, keepdim=True).expand_as(x)

@@ -6,15 +6,14 @@ The baseline reads with a window of one segment; with two layers it reaches two 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.attention.infini import InfiniConfig
 from models.attention.landmark import LandmarkConfig
+from models.attention.memory_slots import MemorySlotsConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
 from models.language_model import LanguageModel
 from models.memory_tokens import RecurrentMemory
-from models.segments import in_segments
 from models.trainings.measures import ACCURACY
 from models.trainings.record import Better, Side, experiment
 from models.trainings.shared import HEADS, attention, lookup, small
@@ -26,27 +25,11 @@ REMEMBERS = Better(0.9, 0.5)
 
 
 @dataclass(frozen=True)
-class MemoryTokens:
-    """Reads segment after segment with memory tokens between them."""
-
-    tokens: int
-    segment: int
+class WithMemory:
+    """The same configuration as a model that keeps a memory. It is trained through all segments of a row."""
 
     def wrap(self, model: LanguageModel, seed: int) -> nn.Module:
-        return Segments(RecurrentMemory(model, self.tokens, seed), self.segment)
-
-
-class Segments(nn.Module):
-    """A memory model that is trained through all segments of a row."""
-
-    def __init__(self, memory: RecurrentMemory, segment: int) -> None:
-        super().__init__()
-        self.memory, self.segment = memory, segment
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[batch, pos] -> [batch, pos, vocab]."""
-        pieces = in_segments(self.memory, tokens, self.segment, detach=False)
-        return torch.cat([logits for logits, _ in pieces], dim=1)
+        return RecurrentMemory(model.config)
 
 
 def _remembering(name: str, paper: str, words: str, mixer: Any, reader: Any = None, **changes: Any) -> None:
@@ -71,8 +54,8 @@ _remembering(
     tuple(attention(position="rope", normalise=LandmarkConfig(SEGMENT - 1, retrieve)) for retrieve in (None, 1)),
 )  # fmt: skip
 _remembering(
-    "recurrent-memory", "Bulatov et al. 2022", "segments of 8 with 4 memory tokens", attention(position="rope"), MemoryTokens(4, SEGMENT),
-    architecture=None,
+    "recurrent-memory", "Bulatov et al. 2022", "segments of 8 with 4 memory tokens",
+    MemorySlotsConfig(n_heads=HEADS, slots=4, segment=SEGMENT), WithMemory(),
     task=lookup(length=4 * SEGMENT + 1, queries=SEGMENT, items=3),
     steps=500,
     tried="With six pairs, written into four memory tokens and handed on three times before any answer is right: 0.43 after 400 "

@@ -1,0 +1,166 @@
+"""Attention of a Recurrent Memory Transformer: a token reads the slots of a memory, and its own segment up to itself.
+
+    weights = softmax([ q · k_slots ; q · k_tokens ])               hook_memory_scores, hook_attn_scores
+    z       = weights_slots v_slots + weights_tokens v_tokens       hook_memory_pattern, hook_pattern
+
+One softmax over both, in two hook points: `hook_pattern` has the text's tokens as its columns, as in every other architecture, and
+`hook_memory_pattern` [batch, head, query, slot] is what they leave to the memory. Where keys of slots come from, what is written, and when,
+is the model's: `models.memory_tokens`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention.config import AttentionConfig
+from models.attention.site import Attention
+from models.attention.stages import Call
+from models.context import Context
+from models.mixers import register_mixer
+from workbench.instrument.errors import HookError
+from workbench.instrument.hook_points import HookPoint
+
+
+@dataclass(frozen=True)
+class MemorySlotsConfig(AttentionConfig):
+    """An attention site beside a memory. Positions are rotations or none; they count the slots first and then the segment.
+
+    Args:
+        slots: memory tokens. segment: tokens between two writings of the memory; all layers of a model agree on both.
+        both_ways: slots that are read see each other in both directions; False: each sees those before it.
+    """
+
+    position: Any = "rope"
+    slots: int = 4
+    segment: int = 32
+    both_ways: bool = True
+    kind: str = "memory_slots"
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.segment < 1:
+            raise ValueError(f"slots is {self.slots}, segment {self.segment}; expected at least 1 each.")
+
+
+@dataclass
+class SlotsContext(Context):
+    """What a layer must know when its keys are those of a memory, followed by those of tokens.
+
+    Args:
+        slots: keys of the memory. first: absolute position of the first token among the keys; None: the queries are the memory's own, not
+            the text's.
+    """
+
+    slots: int = 0
+    first: int | None = None
+
+
+@register_mixer(MemorySlotsConfig)
+class MemorySlots(Attention):
+    """Carries `key` and `value` of the unfinished segment, [batch, place, kv_head, d_head]; the first layer also `memory`
+    [batch, slot, d_model], what its tokens read."""
+
+    config: MemorySlotsConfig
+    hook_memory: HookPoint
+
+    def __init__(self, config: MemorySlotsConfig, d_model: int, switches: dict[str, bool]) -> None:
+        super().__init__(config, d_model, switches)
+        unfit = [
+            name for name in ("score", "mask", "normalise", "softcap", "window") if getattr(config, name) is not None
+        ]
+        unfit += [name for name in ("bias", "reweight", "mix") if len(getattr(self, name))]
+        unfit += [f"{name} positions" for name in sorted(config.embedded_positions)]
+        if unfit or not self.causal:
+            raise ValueError(
+                f"Memory slots do not go with {', '.join(unfit) or 'causal=False'}: they are keys before every segment. Expected an "
+                "ordinary causal softmax whose positions are rotations or none."
+            )
+
+    def _declare_hook_points(self) -> None:
+        super()._declare_hook_points()
+        meta = self.hook_pattern.meta
+        self.hook_pattern.meta = replace(meta, rows_sum_to="free", exact=False, label="memory slots get the rest")
+        self.hook_memory_scores = HookPoint("memory_scores", f"batch {self.sizes.map_axis} query slot")
+        self.hook_memory_pattern = HookPoint("memory_pattern", "batch head query slot")
+
+    def placed(self, layer: int, earlier: list[Any]) -> None:
+        """The first layer, where the memory enters, owns it."""
+        super().placed(layer, earlier)
+        if layer == 0:
+            self.hook_memory = HookPoint("state", "batch slot d_model", per_position=True)
+            self.slots = ("memory", *self.slots)
+
+    def forward(
+        self,
+        x: tuple[Tensor, Tensor, Tensor],
+        context: Context,
+        carried: dict[str, Tensor] | None,
+        stream: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As for an attention site; `carried` begins with keys and values of the memory.
+
+        Raises:
+            TypeError: the model around it keeps no memory.
+        """
+        if not isinstance(context, SlotsContext):
+            raise TypeError(
+                "MemorySlotsConfig belongs to a model with a memory. Expected models.memory_tokens.RecurrentMemory."
+            )
+        return super().forward(x, context, carried, stream)
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody watches which tokens are read, so that keys of the whole call are wanted."""
+        return self._watched()
+
+    def _watched(self) -> bool:
+        return super()._watched() or self.hook_memory_scores.active or self.hook_memory_pattern.active
+
+    def _mix_explicitly(self, call: Call) -> Tensor:
+        context = call.context
+        assert isinstance(context, SlotsContext)
+        if context.first is None:
+            return super()._mix_explicitly(call)
+        count, first, hidden = context.slots, context.first, float("-inf")
+        mask = self._mask(call, call.v.dtype)
+        if self.hook_mask.active:
+            mask = mask.expand(call.v.shape[0], self.n_maps, -1, -1)
+            mask = torch.cat([mask[..., :count], over_text(self.hook_mask, mask[..., count:], first, hidden)], -1)
+        scores = torch.add(mask, call.q @ call.k.transpose(-1, -2), alpha=self.scale)
+        of_slots = self.hook_memory_scores(scores[..., :count])
+        of_tokens = over_text(self.hook_attn_scores, scores[..., count:], first, hidden)
+        weights = torch.cat([of_slots, of_tokens], -1).softmax(-1)
+        read = self.hook_memory_pattern(weights[..., :count]) @ call.v[:, :, :count]
+        pattern = over_text(self.hook_pattern, weights[..., count:], first, 0.0)
+        return self.hook_z((read + pattern @ call.v[:, :, count:]).transpose(1, 2))
+
+    @property
+    def form(self) -> str:
+        """Products of the tokens' queries and keys do not tell what the memory is given."""
+        return "dense"
+
+    def describe(self) -> dict[str, Any]:
+        """The layer record of a run manifest."""
+        config, record = self.config, super().describe()
+        return record | {"parts": [f"memory: {config.slots} slots, segments of {config.segment}", *record["parts"]]}
+
+
+def over_text(point: HookPoint, x: Tensor, first: int, fill: float) -> Tensor:
+    """Pass a hook point with a column for every token of the text, also for those before `first`, of which nothing is kept.
+
+    x: [batch, head, query, key] with keys from `first` on; same shape back.
+
+    Raises:
+        HookError: an edit of a column of which nothing is kept.
+    """
+    if not first or not point.active:
+        return point(x)
+    got = point(F.pad(x, (first, 0), value=fill))
+    if not bool((got[..., :first] == fill).all()):
+        raise HookError(
+            f"The edit at {point.name!r} lets tokens before {first} be read, whose segments earlier calls finished: of them only the "
+            f"memory is left. Expected keys from {first} on, or the whole text in one call."
+        )
+    return got[..., first:]
