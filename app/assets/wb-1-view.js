@@ -36,8 +36,10 @@ window.workbench = (function () {
     const pairs = [...next].sort((a, b) => (a[0] < b[0] ? -1 : 1)).map(([key, value]) => `${key}=${encode(value)}`);
     const url = `${page ?? location.pathname}?${["v=1", ...pairs].join("&")}`;
     if (url === location.pathname + location.search) return;
+    const elsewhere = page !== null && page !== location.pathname;
     history[replace ? "replaceState" : "pushState"]({}, "", url);
     window.dispatchEvent(new PopStateEvent("popstate"));
+    if (elsewhere) window.scrollTo(0, 0);
     announceView();
   }
 
@@ -140,7 +142,7 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       },
       burger: (opened, navbar) => ({ ...navbar, collapsed: { mobile: !opened } }),
       // These pages need the room of the inspector, and have nothing to inspect.
-      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && ["runs", "cases", "probes", "features"].includes(view.page) } }),
+      aside: (view, aside) => ({ ...aside, collapsed: { mobile: true, desktop: Boolean(view) && ["runs", "cases", "probes", "features", "segments"].includes(view.page) } }),
       close_burger: () => false,
       text_size: (text) => (text ? `${text.length.toLocaleString("en")} characters` : ""),
       export_png: () => workbench.exportFigure("png"),

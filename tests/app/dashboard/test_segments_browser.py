@@ -55,7 +55,7 @@ def test_segments(stage: Stage, desk: playwright.BrowserContext, browser: playwr
         page.click("#segments-state")
         page.wait_for_function("() => location.pathname === '/state'")  # after a trace of what was read
         window.settle()
-        assert (window.view.layer, window.view.position) == (0, 47)
+        assert (window.view.layer, window.view.position) == (0, 47) and page.evaluate("window.scrollY") == 0
         assert stage.services.open_run(window.view.run).manifest["text"] == TEXT
     on_a_phone(stage, browser, address, "segments-layer-cut")
 
