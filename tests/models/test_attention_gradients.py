@@ -18,6 +18,7 @@ from models.attention.infini import InfiniConfig
 from models.attention.landmark import LandmarkConfig
 from models.attention.low_rank import SharedBaseConfig
 from models.attention.masks import BlockCausalConfig, DocumentsConfig, FixedConfig, PrefixConfig, StridedConfig
+from models.attention.memory_slots import MemorySlotsConfig
 from models.attention.nats import NatsConfig
 from models.attention.ngram import NGramConfig, ValuesOnlyConfig
 from models.attention.normalisers import EmptyRowsConfig, HardConfig, ReluConfig, SinkConfig, TopKConfig
@@ -38,6 +39,7 @@ from models.depth.hierarchical import HierarchicalConfig
 from models.depth.hierarchical_text import HierarchicalTextConfig
 from models.depth.looped import LoopedConfig
 from models.language_model import LanguageModel, LanguageModelConfig
+from models.memory_tokens import RecurrentMemory
 from models.mixers import build_mixer
 from models.parts.knowledge import KnowledgeConfig
 from tests.models import attention_table
@@ -185,20 +187,20 @@ WIRINGS: dict[str, Any] = {
     "two levels": HierarchicalConfig(low=1),
     "two levels of text": HierarchicalTextConfig(low=1),
 }
+SLOTS = MemorySlotsConfig(HEADS, slots=2, segment=2)
 KNOWLEDGE = KnowledgeConfig(entries=6, d_entry=5, d_key=3)
 
 
-@pytest.mark.parametrize("name", [*WIRINGS, "knowledge"])
+@pytest.mark.parametrize("name", [*WIRINGS, "knowledge", "memory tokens"])
 def test_gradients_through_depth_are_differences(name: str) -> None:
-    """Of a whole model of three layers with respect to its embedding and the weights of the wiring, or of a knowledge base that its layers
-    share. ACT's tokens keep their step of halting under small changes, as almost all do."""
-    more = {"mlp": KNOWLEDGE} if name == "knowledge" else {"wiring": WIRINGS[name]}
-    model = lively(LanguageModel(LanguageModelConfig(3, WIDTH, 5, mixer=attention(), **more)), std=0.5)
-    own = {
-        key: value
-        for key, value in model.named_parameters()
-        if key == "embed.W_E" or "wiring." in key or ".mlp." in key
-    }
+    """Of a whole model of three layers with respect to its embedding and the weights of the wiring, of a knowledge base that its layers
+    share, or of memory tokens. ACT's tokens keep their step of halting under small changes, as almost all do."""
+    more: dict[str, Any] = {"wiring": WIRINGS.get(name)}
+    more |= {"knowledge": {"mlp": KNOWLEDGE}, "memory tokens": {"mixer": SLOTS}}.get(name, {})
+    kind = RecurrentMemory if name == "memory tokens" else LanguageModel
+    model = lively(kind(LanguageModelConfig(3, WIDTH, 5, **{"mixer": attention(), **more})), std=0.5)
+    parts = ("embed.W_E", "wiring.", ".mlp.", "first_memory")
+    own = {key: value for key, value in model.named_parameters() if any(part in key for part in parts)}
     text = torch.tensor([[0, 3, 1, 4, 2]])
 
     def output(*weights: Tensor) -> Tensor:
@@ -225,5 +227,5 @@ def test_every_part_is_among_them() -> None:
     for config in (*SITES.values(), *NOT_DERIVATIVES.values()):
         used |= {part.kind for part in getattr(config, "position_parts", ())}
         used |= kinds(config_to_json(LanguageModelConfig(1, WIDTH, mixer=config)))
-    used |= {config.kind for config in (*WIRINGS.values(), KNOWLEDGE)}
+    used |= {config.kind for config in (*WIRINGS.values(), KNOWLEDGE, SLOTS)}
     assert attention_table.kinds() - used == {"rope_scaling"}  # other constants in the same rotation
