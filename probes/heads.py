@@ -92,7 +92,10 @@ class HeadScores:
             means = totals / (drawn @ rows)[None, :, :, None]
         scores = means[0] - means[1:].max(0)
         tail = 100 * (1 - level) / 2
-        low, high = np.nanpercentile(scores, [tail, 100 - tail], axis=0) if scores.size else (scores, scores)
+        low, high = np.full((2, *scores.shape[1:]), np.nan)
+        scored = ~np.isnan(scores).all(0)  # a layer without rows of this kind has no score to draw
+        if scored.any():
+            low[scored], high[scored] = np.nanpercentile(scores[:, scored], [tail, 100 - tail], axis=0)
         return low, high
 
     def __getitem__(self, probe: str) -> NDArray[np.float64]:

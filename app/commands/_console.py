@@ -138,6 +138,11 @@ def four_digits(value: float) -> str:
     return "–" if value != value else f"{value:.4g}"
 
 
+def two_decimals(value: float) -> str:
+    """A score with two decimals, never −0.00; `–` where there is none."""
+    return "–" if value != value else f"{round(value, 2) + 0.0:.2f}"
+
+
 def read_text(text: str | None, file: Path | None) -> str:
     """The text of a command: its argument, `-` for stdin, or the content of `--file`. Exactly one of them.
 

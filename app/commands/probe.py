@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands._console import Failure, add_row, new_table, note, print_json, progress_bar, read_text, stdout
+from app.commands._console import (
+    Failure,
+    add_row,
+    new_table,
+    note,
+    print_json,
+    progress_bar,
+    read_text,
+    stdout,
+    two_decimals,
+)
 from app.commands._options import RUNS_HELP, AsJson, TextFile, complete_corpora, complete_models, open_model, open_store
 
 PANEL = "Look inside"
@@ -80,25 +90,30 @@ def command(
     note(f"Stored as {run.id} in {store.root}.")
 
 
+def in_options(reason: str) -> str:
+    """A probe's words with the option of this command in place of the argument that they name."""
+    return reason.replace("whole_patterns=True", "--whole-patterns")
+
+
 def show(name: str, result: Any) -> None:
     """One table per probe: the heads with the largest scores."""
     kind = type(result).__name__
     if kind == "NoAnswer":
-        note(f"{name}: no answer. {result.reason}")
+        note(f"{name}: no answer. {in_options(result.reason)}")
         return
     if kind == "HeadScores":
         table = new_table(name, "layer", "head", "score", numbers=("layer", "head", "score"))
         for score in result.scores:
             for layer, head, value in result.best(score, 3):
-                add_row(table, score.replace("_", " "), layer, head, f"{value:.2f}")
+                add_row(table, score.replace("_", " "), layer, head, two_decimals(float(value)))
     elif kind == "Census":
         columns = list(result.scores)
         table = new_table(name, "layer", "head", "cluster", *columns, numbers=("layer", "head", "cluster", *columns))
         for row in result.table():
-            numbers = [f"{row[column]:.2f}" for column in columns]
+            numbers = [two_decimals(float(row[column])) for column in columns]
             add_row(table, row["label"] or "–", row["layer"], row["head"], row["cluster"], *numbers)
         for left, reason in result.left_out.items():
-            note(f"{left} was left out. {reason}")
+            note(f"{left} was left out. {in_options(reason)}")
     elif kind == "SinkReport":
         table = new_table(
             name, "layer", "head", "on first token", "mass on sinks", "positions", numbers=("layer", "head")
@@ -112,18 +127,18 @@ def show(name: str, result: Any) -> None:
                     "",
                     layer,
                     head,
-                    f"{result.first_mass[row, head]:.2f}",
-                    f"{result.sink_mass[row, head]:.2f}",
+                    two_decimals(float(result.first_mass[row, head])),
+                    two_decimals(float(result.sink_mass[row, head])),
                     shown,
                 )
     elif kind in ("AdaptiveHeads", "SegmentAttention"):
         words = "share of local queries" if kind == "AdaptiveHeads" else "depth of the basin"
         table = new_table(name, "layer", "head", words, numbers=("layer", "head", words))
         for layer, head, value in result.best(8):
-            add_row(table, "", layer, head, f"{value:.2f}")
+            add_row(table, "", layer, head, two_decimals(float(value)))
     else:
         table = new_table(name, "layer", "head", "score", numbers=("layer", "head", "score"))
         for layer, head, value in result.best(8):
-            add_row(table, "retrieval head" if value > 0.1 else "", layer, head, f"{value:.2f}")
+            add_row(table, "retrieval head" if value > 0.1 else "", layer, head, two_decimals(float(value)))
         note(f"The needle was repeated in {int(result.counted.sum())} of {len(result.counted)} runs.")
     stdout().print(table)

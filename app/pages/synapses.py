@@ -52,7 +52,7 @@ GRID = {"animateRows": False, "headerHeight": 36, "rowHeight": 32, "suppressNoRo
 
 
 def structure(scene: Scene) -> Hashable:
-    return "synapses", scene.view.result, depth_of(scene)
+    return "synapses", scene.view.result, depth_of(scene), bool(scene.view.synapses)
 
 
 def depth_of(scene: Scene) -> int:
@@ -70,10 +70,9 @@ def layout(services: Services, scene: Scene) -> Sequence[Component]:
         html.Div(id="synapse-chips", className="tracked-list"),
         view_slice("content", "synapse-chips", ("run", "synapses")),
     ]
-    left: list[Component] = [_picker(), frame(STRENGTH, scene, "", above=chips), frame(WRITES, scene, "")]
-    left.append(
-        html.Div([frame(FIXED, scene, ""), frame(CURRENT, scene, ""), frame(COUNT, scene, "")], className="column")
-    )
+    left: list[Component] = [_picker(), frame(STRENGTH, scene, "", above=chips)]
+    if scene.view.synapses:  # until then the first panel says what to do, and the others would only repeat it
+        left += [frame(panel, scene, "") for panel in (WRITES, FIXED, CURRENT, COUNT)]
     right: list[Component] = [_form(scene)]
     if measured(scene, KIND) is not None:
         right += [*_other_run(scene), frame(TOP, scene, "", above=[_table(scene)]), frame(AUTHORS, scene, "")]

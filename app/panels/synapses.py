@@ -59,7 +59,9 @@ def followed(scene: Scene) -> list[SynapseAddress]:
         kept.append(address)
     if not kept:
         raise NothingToShow(
-            "No synapse is followed yet", "Search for the strongest ones and click one, or type its two neurons."
+            "No synapse is followed yet",
+            "Search for the strongest ones and click one, or type its two neurons. Then its strength over the text, the writes behind it, "
+            "its fixed part, what it carries now and how many there are like it stand here.",
         )
     return kept
 

@@ -48,3 +48,15 @@ def test_what_is_typed_wrongly_is_named(workbench: Callable, tmp_path: Path, opt
     failed = workbench("probe", *options, "--out", tmp_path)
     assert failed.code == 1 and words in failed.err and failed.out == ""
     assert RunStore(tmp_path).list() == []
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_what_has_no_score_is_a_dash_and_a_refusal_names_the_option(workbench: Callable, tmp_path: Path) -> None:
+    text = "a b c d e f a b c d e f a b c d"
+    strict = workbench("probe", "bdh-random", "--probe", "census", "--text", text, "--out", tmp_path)  # reads nobody's own token
+    assert strict.code == 0, strict.err
+    assert "–" in strict.out and "nan" not in strict.out and "-0.00" not in strict.out
+    signed = workbench("probe", "diff-transformer-random", "--probe", "sinks", "--text", text, "--out", tmp_path)
+    assert "Possible is --whole-patterns" in signed.err
+    formed = workbench("probe", "diff-transformer-random", "--probe", "sinks", "--text", text, "--out", tmp_path, "--whole-patterns")
+    assert formed.code == 0 and "on first token" in formed.out
