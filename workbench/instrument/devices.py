@@ -1,10 +1,13 @@
 """Devices by name, checked before anything is moved there: torch's own error for one that this machine lacks says neither."""
 
-from typing import Any
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any
 
 from workbench.instrument.errors import suggestion
+
+if TYPE_CHECKING:
+    import torch
 
 
 def checked_device(device: Any = None) -> torch.device | None:
@@ -15,6 +18,8 @@ def checked_device(device: Any = None) -> torch.device | None:
     """
     if device is None:
         return None
+    import torch  # here: whoever only names a device loads no torch
+
     there = available_devices()
     has = f"This machine has {' and '.join(there) if len(there) < 3 else ', '.join(there)}."
     try:
@@ -31,6 +36,8 @@ def checked_device(device: Any = None) -> torch.device | None:
 
 def available_devices() -> list[str]:
     """Names of the devices that this machine has: `cpu`, then its accelerators one by one."""
+    import torch
+
     names = ["cpu"]
     if torch.cuda.is_available():
         names += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -42,6 +49,8 @@ def available_devices() -> list[str]:
 
 
 def _why_not(kind: str) -> str:
+    import torch
+
     if kind == "cuda" and not torch.backends.cuda.is_built():
         return "This torch was built without CUDA."
     if kind == "cuda":
