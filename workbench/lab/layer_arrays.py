@@ -1,13 +1,17 @@
 """The arrays that a trace run stores for one layer: its factors as they are, and the summaries computed from them (numpy only)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.lab.factors import LayerFactors
 from workbench.lab.run_writer import RunWriter
-from workbench.lab.stacks import ArraysOf
+
+if TYPE_CHECKING:
+    from workbench.lab.stacks import ArraysOf
 
 FACTOR_AXES = {
     "query": ("head", "pos", "width"),
