@@ -21,9 +21,8 @@ is tested against its equation written out (`test_attention*.py`, `test_memory_t
 differences (`test_attention_gradients.py`), and every architecture in the consistency suite.
 
 """
-OPTIONAL = """transformers and scipy are always there. The others are the dependency group `parity`; without them their tests are skipped:
-`pip install --no-deps -c constraints.txt --group parity` beside an environment that has einops, with what they ask for in turn
-(einx, frozendict, loguru, torch-einops-utils, rotary-embedding-torch, local-attention, mixture-of-experts, product-key-memory, ...)."""
+OPTIONAL = """transformers and scipy are always there. `pip install -c constraints.txt --group parity` brings the others; without them
+their tests are skipped."""
 STAGES = {
     "project": "Projections and sharing",
     "position": "Positions",
