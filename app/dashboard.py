@@ -166,7 +166,7 @@ def resolve(
     asked = ViewState.from_url(path, query)
     if asked.page not in pages:
         asked = asked.change(page="overview")
-    scene = services.scene(asked)
+    scene = services.scene(asked if pages[asked.page].parts else asked.own_text())
     structure = pages[asked.page].structure(scene)
     run = scene.run.id if scene.run else (scene.problem or "")
     per_run = "" if structure == "runs" else run
@@ -181,7 +181,7 @@ def resolve(
 
 
 def _facts(scene: Scene) -> dict[str, Any]:
-    return {"run": scene.run.id if scene.run else "", "tokens": scene.tokens, "heads": scene.heads_per_layer}
+    return {"run": scene.run.id if scene.run else "", "part": scene.view.part, "tokens": scene.tokens, "heads": scene.heads_per_layer}
 
 
 def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> None:
@@ -201,7 +201,8 @@ def _register_view(app: Dash, services: Services, pages: Mapping[str, Page]) -> 
         path: str | None, query: str | None, changes: int, known: dict[str, Any] | None
     ) -> tuple[Any, Any]:
         data, scene = resolve(services, pages, path, query)
-        same = known is not None and known["run"] == (scene.run.id if scene.run else "")
+        shown = (scene.run.id if scene.run else "", scene.view.part)
+        same = known is not None and (known["run"], known.get("part", "")) == shown
         return data, no_update if same else _facts(scene)
 
     @app.callback(

@@ -32,7 +32,8 @@ class Page:
 
     `structure` is whatever decides which panels and controls there are, beside the run; `register` adds callbacks of its
     own; `group` is the heading of the navigation that it stands under; a page that `needs_run` says in words when there is none, instead of
-    being laid out. A page that `opens_kind` of run shows the run that the address names as `result`; a job that made one leads there.
+    being laid out. A page with `parts` shows the part of a run that the address names, such as its encoder; others show the run's own
+    text. A page that `opens_kind` of run shows the run that the address names as `result`; a job that made one leads there.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Page:
     register: Callable[[Dash, Services], None] | None = None
     group: str = GROUPS[0]
     needs_run: bool = True
+    parts: bool = False
     opens_kind: str = ""
 
     def __post_init__(self) -> None:

@@ -174,7 +174,7 @@ class Scene:
         run, layer = self.opened(), self.view.layer
         if self.layer is None:
             raise FactorError(f"run {run.id} has no layers to look into: it is a {run.kind} run")
-        return self.cache.get(("factors", run.id, layer), lambda: LayerFactors.from_run(run, layer))
+        return self.cache.get(("factors", run.id, self.view.part, layer), lambda: LayerFactors.from_run(run, layer))
 
     def state_factors(self) -> LayerFactors:
         """The factors of the chosen layer, with the chosen one of `slots` as its state."""
@@ -185,7 +185,7 @@ class Scene:
 
     def once(self, *key: Hashable, make: Callable[[], T]) -> T:
         """A value computed once per run and key; `key` names everything that it depends on besides the run."""
-        return self.cache.get(("value", self.opened().id, *key), make)
+        return self.cache.get(("value", self.opened().id, self.view.part, *key), make)
 
 
 class Services:
@@ -231,6 +231,13 @@ class Services:
         except RunError as error:
             return None, str(error).split(" Known:")[0]
 
+    def _part_of(self, run: Run, view: ViewState) -> tuple[Run, ViewState]:
+        """The part of a run that a view names, as a run; the whole of it where there is no such part."""
+        try:
+            return self._cache.get(("part", run.id, view.part), lambda: run.encoder), view
+        except RunError:
+            return run, view.own_text()
+
     def _scene_of_run(self, view: ViewState, pixels: int) -> Scene:
         run_id = view.run
         if not run_id:
@@ -242,11 +249,26 @@ class Services:
             run = self.open_run(run_id)
         except RunError as error:
             return Scene(view, None, str(error).split(" Known:")[0], self._cache, self.models, pixels)
+        if view.part:
+            run, view = self._part_of(run, view)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         slots = [[slot["name"] for slot in state_slots(layer)] for layer in scene.layers]
         maps = [list(score_labels(layer)) for layer in scene.layers]
         columns = [len(scene.source_tokens) if reads_source(layer) else scene.n_tokens for layer in scene.layers]
         return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots, columns, maps))
+
+
+def parts_of(run: Run) -> dict[str, tuple[str, int | None]]:
+    """The parts of a run whose model reads a source, {"encoder", "decoder", "cross"} -> (part of a view, first layer there, or None where
+    the run keeps nothing of it); {} for other runs, whose layers are of one kind."""
+    own = {bool(reads_source(layer)): number for number, layer in reversed(list(enumerate(run.layers)))}
+    if True not in own:
+        return {}
+    return {
+        "encoder": ("encoder", 0 if run.manifest.get("encoder") else None),
+        "decoder": ("", own.get(False)),
+        "cross": ("", own[True]),
+    }
 
 
 def reads_source(layer: Mapping[str, Any] | None) -> bool:

@@ -16,13 +16,14 @@ from app.panels.overview import token_name
 from app.panels.words import kind_words, memory_words, pattern_words
 from app.services import Scene
 from app.theme import MANTINE_ACCENT, MANTINE_DARK, Theme
+from workbench.lab.run_format import ENCODER_PREFIX
 
 PROVENANCE = {
     "trained": ("trained here", "chip-good"),
     "pretrained": ("pretrained weights", "chip-accent"),
     "random": ("random weights", "chip-warning"),
 }
-INSPECTED = ["page", "run", "layer", "head", "query", "key", "position"]
+INSPECTED = ["page", "run", "part", "layer", "head", "query", "key", "position"]
 KEYS = (
     (("←", "→"), "previous, next token"), (("↑", "↓"), "layer up, layer down"), (("[", "]"), "previous, next head"),
     (("/",), "find in the text; Enter goes to the next hit"), (("?",), "this help"),
@@ -235,11 +236,13 @@ def _layer(scene: Scene) -> list[Component]:
     if layer is None:
         return []
     kind = kind_words(layer["kind"])
-    points = [p for p in scene.opened().manifest.get("hook_points", []) if str(p["name"]).startswith(f"blocks.{layer['layer']}.")]
+    block = f"{ENCODER_PREFIX if scene.view.part else ''}blocks.{layer['layer']}."
+    points = [p for p in scene.opened().manifest.get("hook_points", []) if str(p["name"]).startswith(block)]
     chips = html.Div([html.Span(fact, className="chip", style={"whiteSpace": "normal", "height": "auto", "padding": "2px 8px"})
                       for fact in (pattern_words(layer) if layer.get("form") else [])],
                      style={"display": "flex", "flexWrap": "wrap", "gap": "5px", "margin": "2px 0 10px"})  # fmt: skip
-    parts: list[Component] = [html.H2(f"Layer {layer['layer']}: {kind}"), chips, html.P(memory_words(layer), className="panel-words")]
+    name = f"{scene.view.part} layer {layer['layer']}: {kind}".strip()
+    parts: list[Component] = [html.H2(name[0].upper() + name[1:]), chips, html.P(memory_words(layer), className="panel-words")]
     if points:
         parts.append(html.Details([
             html.Summary(f"{len(points)} hook point{'s' if len(points) > 1 else ''}", className="panel-words"),

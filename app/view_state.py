@@ -28,6 +28,7 @@ HEAD_SCORES = {
     "distance": "mean distance", "entropy": "entropy of a row", "first": "weight on the first token", "previous": "weight on the previous",
     "itself": "weight on itself",
 }  # fmt: skip
+PARTS = {"encoder": "what the encoder of an encoder-decoder reads, the source"}
 MAX_TRACKED = 8
 MAX_SYNAPSES = 6
 _LARGEST = 10**7
@@ -47,6 +48,7 @@ class ViewState:
     """One view. Positions count from 0; spans are half open; `None` means "not chosen".
 
     `score_map` names which scores the pattern map shows, "" its weights.
+    `part` is "" for the run's own text and layers, or a key of `PARTS`: tokens, layers and heads are then those of that part.
     `rows` and `columns` are the tokens that the pattern map shows; `state_rows` and `state_columns` are the part of the
     state that its picture shows; `slot` names which of the things that the layer carries it is, "" the first.
     `run_b` is the run that the open one is compared with, `head_b` how its head is found (a key of `MATCHES`, or "layer.head"),
@@ -59,6 +61,7 @@ class ViewState:
 
     page: str = field(default="overview", metadata={"key": None})
     run: str = field(default="", metadata={"key": "run"})
+    part: str = field(default="", metadata={"key": "part"})
     layer: int = field(default=0, metadata={"key": "layer"})
     slot: str = field(default="", metadata={"key": "slot"})
     head: int = field(default=0, metadata={"key": "head"})
@@ -145,6 +148,13 @@ class ViewState:
     def change(self, **values: Any) -> ViewState:
         """A copy with some fields replaced."""
         return replace(self, **values)
+
+    def own_text(self) -> ViewState:
+        """The view of the run's own text: what names layers and tokens of another part is left out."""
+        if not self.part:
+            return self
+        named = {"part", "layer", "head", "query", "key", "rows", "columns", "position", "compare", "score_map"}
+        return self.change(**{each.name: each.default for each in fields(self) if each.name in named})
 
     def clamped(
         self,
@@ -279,7 +289,8 @@ def _read_study(text: str) -> str | None:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "run": _read_run, "layer": _read_count, "slot": _read_slot, "head": _read_count, "query": _read_count, "key": _read_count,
+    "run": _read_run, "part": _read_choice(PARTS),
+    "layer": _read_count, "slot": _read_slot, "head": _read_count, "query": _read_count, "key": _read_count,
     "score_map": _read_score_map, "rows": _read_span, "columns": _read_span, "state_rows": _read_span, "state_columns": _read_span,
     "pooling": _read_choice(POOLINGS), "scale": _read_choice(SCALES),
     "position": _read_count, "compare": _read_count, "sort": _read_choice(SORTS), "tracked": _read_entries,

@@ -39,7 +39,8 @@ ROW_SUM_TOKENS = 8192
 def head_words(scene: Scene) -> list[str]:
     """Facts that name the drawn head."""
     layer = scene.layer or {}
-    return [f"layer {scene.view.layer} ({kind_words(str(layer.get('kind')))})", f"head {scene.view.head}"]
+    part = f"{scene.view.part} " if scene.view.part else ""
+    return [f"{part}layer {scene.view.layer} ({kind_words(str(layer.get('kind')))})", f"head {scene.view.head}"]
 
 
 def check_pattern(scene: Scene) -> LayerFactors:
@@ -59,7 +60,7 @@ class HeadMosaic(ImagePanel):
     id = "heads"
     title = "All heads"
     words = "One small map per head. Each is coloured by its own largest weight. Click one to open it."
-    depends = ("run",)
+    depends = ("run", "part")
     height = 420
 
     def _overviews(self, scene: Scene) -> list[np.ndarray | None]:
@@ -146,7 +147,7 @@ class AttentionMap(PicturePanel):
     id = "pattern"
     title = "Who reads from whom"
     words = "Row = token that reads (query). Column = token that is read (key). Drag to zoom, click to pin a cell."
-    depends = ("run", "layer", "head", "score_map", "rows", "columns", "pooling", "scale")
+    depends = ("run", "part", "layer", "head", "score_map", "rows", "columns", "pooling", "scale")
     height = 880
     zoom = ("rows", "cols")
 
@@ -212,7 +213,7 @@ class AttentionMap(PicturePanel):
             rows, columns, *pooled.shape, causal=factors.causal, strict=factors.strict, window=factors.window
         )
         if stores_scores(scene):
-            some = pool(np.isfinite(self.block(scene, rows, columns)).astype(np.float32), size, size)
+            some = pool(np.isfinite(self.block(scene, rows, columns)).astype(np.float32), *pooled.shape)
             seen = some > 0
         return np.where(seen, pooled, np.nan)
 
@@ -351,7 +352,7 @@ class QueryRow(StripPanel):
     id = "query-row"
     title = "What the pinned token reads from"
     words = "The text, each token coloured by the weight that the pinned token gives it. Click a token to pin it."
-    depends = ("run", "layer", "head", "query", "scale")
+    depends = ("run", "part", "layer", "head", "query", "scale")
 
     def explanation(self, scene: Scene) -> str:
         if not reads_source(scene.layer):
@@ -400,7 +401,7 @@ class Received(FigurePanel):
     id = "received"
     title = "Who is read"
     words = "Mean weight (magnitude) that each token gets from the tokens that can see it. A tall spike is a sink."
-    depends = ("run", "layer", "head")
+    depends = ("run", "part", "layer", "head")
     height = 270
 
     def values(self, scene: Scene) -> np.ndarray:
@@ -429,7 +430,7 @@ class RowProfile(FigurePanel):
     title = "How each token reads"
     words = ("Where rows are probabilities: their entropy in nats (0 = one token, high = spread out). "
              "Where they are not: what each row sums to.")  # fmt: skip
-    depends = ("run", "layer", "head")
+    depends = ("run", "part", "layer", "head")
     height = 230
 
     def _has_entropy(self, scene: Scene) -> bool:
@@ -469,7 +470,7 @@ class OffsetProfile(FigurePanel):
     id = "offsets"
     title = "How far back it reads"
     words = "Mean weight by distance from the reading token. A bar at 1 is a previous-token head."
-    depends = ("run", "layer", "head")
+    depends = ("run", "part", "layer", "head")
     height = 230
 
     def _count(self, scene: Scene) -> int:

@@ -115,7 +115,8 @@ class Panel(ABC):
             lines.insert(0, "from workbench.lab.run_synapses import RunSynapses")
         if "np." in body:
             lines = ["import numpy as np", "", *lines]
-        lines += ["", f'run = RunStore().open("{scene.opened().id}")']
+        part = ".encoder" if scene.view.part else ""
+        lines += ["", f'run = RunStore().open("{scene.opened().id}"){part}']
         if "factors." in body:
             lines.append(f"factors = LayerFactors.from_run(run, {scene.view.layer})")
         return "\n".join([*lines, body, ""])

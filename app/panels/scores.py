@@ -67,7 +67,7 @@ class ScoreRow(FigurePanel):
         "Before the softmax: the scores that the pinned token gives to each token, and the terms that they are the sum of. "
         "A difference of 1 between two tokens is a factor of e between their weights."
     )
-    depends = ("run", "layer", "head", "query")
+    depends = ("run", "part", "layer", "head", "query")
     height = 270
 
     def values(self, scene: Scene) -> np.ndarray:

@@ -80,6 +80,8 @@ def memory_words(layer: Mapping[str, Any]) -> str:
         return f"Softmax attention has no fixed-size state: its memory is the KV cache, the key and the value {kept}."
     if layer.get("n_columns"):
         return f"Cross-attention carries the keys and values of the source's {layer['n_columns']} tokens, made once."
+    if not state and not (layer.get("pattern") or {}).get("causal", True):
+        return "This layer reads in both directions: it is computed for the whole text at once and hands nothing on from token to token."
     if not state and layer.get("kind") == "attention":
         return (
             "What this layer hands on are the keys and values that later tokens may still read, not a state of fixed size. "

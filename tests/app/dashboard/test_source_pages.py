@@ -87,7 +87,7 @@ def test_the_map_over_the_source(traced: tuple[Services, Run, dict[int, np.ndarr
     assert np.allclose(panel.values(scene), patterns[1][2][:, 2:16], atol=1e-6)
     reading = panel.reading(scene, 3, 12)
     assert abs(reading.value - patterns[1][2, 3, 12]) < 1e-6
-    assert reading.rows == [("reads", "3 ‘a’"), ("from", "12 ‘K’")]
+    assert reading.rows[:2] == [("reads", "3 ‘a’"), ("from", "12 ‘K’")]
     assert "token of the source" in panel.explanation(scene)
     assert attention_page.structure(scene) != attention_page.structure(scene_of(services, run, layer=0))
     meta = panel.figure(scene, LIGHT).layout.meta

@@ -17,7 +17,7 @@ def some_view(draw: random.Random) -> ViewState:
 
     return ViewState(
         page=draw.choice(["overview", "attention", "state", "runs"]), run=draw.choice(["", "20260101-abc-1f2e3d"]),
-        layer=draw.randrange(5), slot=draw.choice(["", "c", "momentum"]), head=draw.randrange(5),
+        part=draw.choice(["", "encoder"]), layer=draw.randrange(5), slot=draw.choice(["", "c", "momentum"]), head=draw.randrange(5),
         score_map=draw.choice(["", "scores~1", "bias.t5"]), query=maybe(draw.randrange(99)),
         key=maybe(draw.randrange(99)), depth=maybe(draw.randrange(20)), lens=draw.choice(list(LENSES)),
         lens_colour=draw.choice(list(LENS_COLOURS)), run_b=draw.choice(["", "20260102-abc-1f2e3d"]),
@@ -54,7 +54,7 @@ def test_the_query_string_is_canonical() -> None:
         "pool=../../etc", "scale=<script>", "sort=rm", "track=a.b", "track=", "track=1.2.3", "run=../../etc/passwd",
         "run=A_B", "run=" + "a" * 65, "t=", "q=%00", "syn=1.2.3", "syn=2.0.1-2.0.1", "syn=1.0.x-2.0.1",
         "syn=0.0.1-1.0.2-2.0.3", "layer=None", "q=0x10", "lens=none", "lc=../x", "b=A", "hb=1", "hb=1.2.3", "hs=<b>", "urows=9-3",
-        "slot=<b>", "slot=a.b", "slot=" + "a" * 33,
+        "part=decoder", "slot=<b>", "slot=a.b", "slot=" + "a" * 33,
         "map=<b>", "map=../x", "map=" + "a" * 65,
     ],
 )  # fmt: skip
