@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.architecture_record import ENCODERS
 from models.attention.cross import Source, hook_points_of
 from models.attention.site import AttentionConfig
 from models.context import Context
@@ -136,7 +137,9 @@ class EncoderDecoder(LanguageModel):
         own = {name: whole.get(f"encoder.{name}", whole.get(name)) for name in alone.state_dict()}
         alone.load_state_dict(own, assign=True)
         alone.tokenizer = self.tokenizer
-        alone.name, alone.architecture = f"{self.name} (encoder)", self.architecture
+        alone.name = f"{self.name} (encoder)"
+        named = f"{self.architecture}-encoder"  # registered for T5; without, no random twin can be built
+        alone.architecture = named if named in ENCODERS else "unknown"
         alone.origin = self.origin
         return alone.train(self.training)
 

@@ -48,6 +48,9 @@ def command(
     whole_patterns: Annotated[
         bool, typer.Option("--whole-patterns", help="Form the patterns of layers that no factors determine.")
     ] = False,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Of an encoder-decoder: probe its encoder, as a model of one text.")
+    ] = False,
     twin: Annotated[bool, typer.Option(help="Also measure the same architecture at random weights.")] = True,
     out: Annotated[
         Path | None, typer.Option("--out", "--runs", help=RUNS_HELP, file_okay=False, show_default=False)
@@ -75,12 +78,16 @@ def command(
     from probes.battery import store_probes, survey
 
     loaded = open_model(model)
+    if encoder:
+        if not hasattr(loaded, "encoder_alone"):
+            raise Failure(f"{model} has no encoder besides the model that reads the text", "Leave --encoder out.")
+        loaded = loaded.encoder_alone()
     options: dict[str, Any] = {
         "corpus": corpus, "length": length, "sequences": sequences, "vocab": vocab, "seed": seed, "whole_patterns": whole_patterns,
     }  # fmt: skip
     with progress_bar(f"probing {model}") as progress:
         found = survey(loaded, names, lengths=further, twin=twin, text=content, progress=progress, **options)
-    asked = {"probes": names, "text": content, "lengths": further, "twin": twin, **options}
+    asked = {"probes": names, "text": content, "lengths": further, "twin": twin, "encoder": encoder, **options}
     run = store_probes(store, loaded, found, title=title, settings=asked)
     if as_json:
         print_json({"id": run.id, "path": run.path, "model": model, "results": run.manifest["results"]})

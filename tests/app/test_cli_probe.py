@@ -53,10 +53,26 @@ def test_what_is_typed_wrongly_is_named(workbench: Callable, tmp_path: Path, opt
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_what_has_no_score_is_a_dash_and_a_refusal_names_the_option(workbench: Callable, tmp_path: Path) -> None:
     text = "a b c d e f a b c d e f a b c d"
-    strict = workbench("probe", "bdh-random", "--probe", "census", "--text", text, "--out", tmp_path)  # reads nobody's own token
+    strict = workbench(
+        "probe", "bdh-random", "--probe", "census", "--text", text, "--out", tmp_path
+    )  # reads nobody's own token
     assert strict.code == 0, strict.err
     assert "–" in strict.out and "nan" not in strict.out and "-0.00" not in strict.out
     signed = workbench("probe", "diff-transformer-random", "--probe", "sinks", "--text", text, "--out", tmp_path)
     assert "Possible is --whole-patterns" in signed.err
-    formed = workbench("probe", "diff-transformer-random", "--probe", "sinks", "--text", text, "--out", tmp_path, "--whole-patterns")
+    formed = workbench(
+        "probe", "diff-transformer-random", "--probe", "sinks", "--text", text, "--out", tmp_path, "--whole-patterns"
+    )
     assert formed.code == 0 and "on first token" in formed.out
+
+
+def test_the_encoder_of_an_encoder_decoder(workbench: Callable, tmp_path: Path) -> None:
+    """Its heads, beside those of a random encoder; a model that has none says so."""
+    done = workbench("probe", "t5-random", "--encoder", "--probe", "sinks,census", "--whole-patterns", "--sequences", 2, "--length", 24,
+                     "--out", tmp_path, "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    run = RunStore(tmp_path).open(done.json["id"])
+    assert run.model["name"] == "t5-random (encoder)" and run.model["architecture"] == "t5-encoder"
+    assert done.json["results"]["sinks"]["layers"] == [0, 1, 2] and run.manifest["settings"]["encoder"] is True
+    refused = workbench("probe", "gpt2-random", "--encoder", "--out", tmp_path)
+    assert refused.code != 0 and "gpt2-random has no encoder besides" in refused.err

@@ -155,6 +155,7 @@ def test_the_encoder_alone(name: str) -> None:
     """The same numbers as inside, by the same weights, at hook points of its own."""
     whole = lively("t5") if name == "t5" else rotary()
     alone = whole.encoder_alone()
+    assert alone.architecture == {"t5": "t5-encoder", "rotary": "unknown"}[name]
     assert alone.W_E is whole.W_E and not any(tensor.is_meta for tensor in (*alone.parameters(), *alone.buffers()))
     _, inside = whole.run_with_cache(TEXT, names="encoder.*", facts={"source": SOURCE})
     output, own = alone.run_with_cache(SOURCE)
