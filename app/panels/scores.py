@@ -42,7 +42,7 @@ def sum_words(scene: Scene) -> str:
         return ""
     named = " + ".join(labels[name] for name in terms)
     difference = (scene.layer or {}).get("scores", {}).get("difference")
-    if difference is None:
+    if not difference:
         return f"scores = {named}, exactly"
     if difference <= ROUNDING:
         return f"scores = {named}, up to {number(difference)}"
@@ -81,11 +81,13 @@ class ScoreRow(FigurePanel):
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         values, labels = self.values(scene), labels_of(scene)
-        return token_lines(
+        figure = token_lines(
             list(zip(labels.values(), values, strict=True)), scene.read_tokens, theme, y_title="score (nats)", panel=self.id,
             role="source" if reads_source(scene.layer) else "key", click="none" if reads_source(scene.layer) else "token",
             dashes=["solid" if name.partition("~")[0] == TOTAL else "dot" for name in labels], x_title="token that is read",
         )  # fmt: skip
+        figure.update_traces(mode="lines+markers", marker_size=4)  # between masks a token may stand alone
+        return figure
 
     def table(self, scene: Scene) -> Table:
         lines = self.values(scene).T
