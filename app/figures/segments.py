@@ -20,18 +20,21 @@ MOST_MARKED, MOST_TICKS, MOST_NUMBERED = 64, 24, 60
 
 
 def numbered_lines(
-    series: Mapping[str, np.ndarray], theme: Theme, *, panel: str, x_title: str, y_title: str, from_zero: bool = False
+    series: Mapping[str, np.ndarray], theme: Theme, *, panel: str, x_title: str, y_title: str, lost: bool = False
 ) -> go.Figure:
-    """A line per name over the numbers 0, 1, …; nan leaves a gap. `from_zero`: values are gains, and a line marks where there is none."""
+    """A line per name over the numbers 0, 1, …; nan leaves a gap.
+
+    `lost`: values are losses against the first of all readings, so its colour is left out, and a line marks where nothing is lost.
+    """
     figure = go.Figure()
-    for index, (name, values) in enumerate(series.items()):
+    for index, (name, values) in enumerate(series.items(), start=int(lost)):
         figure.add_scatter(
             x=np.arange(len(values)), y=values, mode="lines+markers" if len(values) <= MOST_MARKED else "lines", name=name,
             line={"color": theme.categorical[index], "dash": DASHES[index % 3], "width": 2},
             marker={"size": 6, "symbol": MARKERS[index % 8]},
             hovertemplate=f"{x_title} %{{x}}: %{{y:.4f}} nats<extra>%{{fullData.name}}</extra>",
         )  # fmt: skip
-    if from_zero:
+    if lost:
         figure.add_hline(y=0, line={"color": theme.dim, "dash": "dot", "width": 1})
     count = max(map(len, series.values()))
     return figure.update_layout(

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.common import number, token_label, token_lines
-from app.figures.segments import boundary_map, numbered_lines
+from app.figures.segments import DASHES, boundary_map, numbered_lines
 from app.measure.segments import KIND
 from app.panels.base import NothingToShow, Table
 from app.panels.results import ResultPanel, measured
@@ -120,7 +120,7 @@ class LostByPlace(SegmentPanel):
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         series = {STATES[name]: values for name, values in self.by_name(scene, "lost_by_place").items()}
         return numbered_lines(
-            series, theme, panel=self.id, x_title="place in the segment", y_title="nats lost", from_zero=True
+            series, theme, panel=self.id, x_title="place in the segment", y_title="nats lost", lost=True
         )
 
     def table(self, scene: Scene) -> Table:
@@ -168,7 +168,7 @@ class LostByToken(SegmentPanel):
         series = [(STATES[name], values) for name, values in self.lost(scene).items()]
         return token_lines(
             series, self.results(scene)["strings"], theme, y_title="nats lost", panel=self.id, role="", click="",
-            dashes=("solid", "dot"), colours=theme.categorical[:2],
+            dashes=DASHES[1:], colours=theme.categorical[1:3],
         )  # fmt: skip
 
     def table(self, scene: Scene) -> Table:
@@ -288,6 +288,17 @@ class StateChange(BoundaryMap):
             for row, name in enumerate(names)
             for segment in range(1, found[0].shape[1])
         )
+
+    def facts(self, scene: Scene) -> list[str]:
+        sizes = self.array(scene, "numbers").sum(0)[1:]
+        first, last = (f"{int(size):,}" for size in sizes[[0, -1]])
+        said = (
+            f"{first} numbers at every boundary"
+            if first == last
+            else f"{first} numbers at the first boundary, {last} at the last"
+        )
+        still = not np.nan_to_num(self.values(scene)).any()
+        return [said, *(["what is there never changes, it only grows"] if still else super().facts(scene))]
 
     def snippet_body(self, scene: Scene) -> str:
         return f"{AGAIN}values = found.change  # slot, segment"

@@ -25,7 +25,7 @@ from workbench.instrument.states import ModelState
 from workbench.lab.runs import RunStore
 
 LENGTH = 5  # of a segment in the tiny presets of the memory family
-CARRIERS = ["transformer-xl", "infini", "infini-delta", "landmark", "retnet", "mamba2", "gated-deltanet", "lstm", "bdh", "titans-mac",
+CARRIERS = ["transformer-xl", "recurrent-memory", "infini", "infini-delta", "landmark", "retnet", "mamba2", "gated-deltanet", "lstm", "bdh", "titans-mac",
             "llama", "qwen3-next", "universal-transformer"]  # fmt: skip
 
 

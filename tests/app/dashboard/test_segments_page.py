@@ -54,6 +54,11 @@ def test_the_page_measures_what_python_measures(stage: tuple[Services, str], mon
     assert "What each part of a layer’s state is worth" in words and "The chosen boundary" in words
     headers, rows = PANELS["segments-change"].table(scene)
     assert headers[2:4] == ["numbers", "bytes"] and len(list(rows)) == 4 * 3
+    said = PANELS["segments-change"].facts(scene)  # 16 tokens of two layers' keys and values, and 48
+    assert said == [
+        "8,192 numbers at the first boundary, 24,576 at the last",
+        "what is there never changes, it only grows",
+    ]
     assert f"the other text is shorter and was begun {found.repeated} times" in PANELS["segments-loss"].facts(scene)
 
 
