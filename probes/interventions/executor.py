@@ -16,6 +16,7 @@ import torch
 
 from probes.ablation import addresses_of
 from probes.interventions.language import InterventionError, Operation, Span, tokens_of
+from probes.interventions.offers import why_not
 from probes.interventions.places import Places, token_axis
 from probes.positions import move, rotation_base, stream
 from probes.reading_edits import (
@@ -65,9 +66,16 @@ class Executor(Places):
         """The hooks of some operations on the prompt with this number, in their order.
 
         Raises:
-            InterventionError: a layer, part, token or text that does not fit. HookError: what this model's hook points refuse.
+            InterventionError: a layer, part, token or text that does not fit, or a kind that needs what the model lacks. HookError: what
+                this model's hook points refuse.
         """
-        return [hook for operation in operations for hook in MAKERS[operation.kind](self, operation, number)]
+        hooks = []
+        for operation in operations:
+            hooks += MAKERS[operation.kind](self, operation, number)
+            reason = why_not(operation.kind, [point.describe() for point in self.model.hook_points.points.values()])
+            if reason:
+                raise InterventionError(f"{str(operation)!r}: {reason}.")
+        return hooks
 
 
 # ------------------------------------------------------------------------------------------------------------- any place

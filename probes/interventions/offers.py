@@ -70,6 +70,14 @@ def offered_operations(
     return {kind: _offer(kind, model) for kind in KINDS}
 
 
+def why_not(kind: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """What a kind needs that a model with these hook points lacks, in words; "" where nothing is missing or the kind says it itself."""
+    spec = KINDS[kind]
+    if spec.group in (BDH, FEATURE) or "place" in spec.fields:
+        return ""
+    return _missing(kind, _Model([point for point in points if point.get("editable", True)], "", ()))
+
+
 def _offer(kind: str, model: _Model) -> Offer:
     spec = KINDS[kind]
     if spec.group == BDH:
@@ -106,12 +114,16 @@ def _missing(kind: str, model: _Model) -> str:
         if not model.has("state")
         else ""
     )
+    instead = "; `cut` takes edges out of any pattern" if model.has("pattern") else ""
     if kind == "cut":
         return "" if model.has("pattern") else "no layer has a pattern whose edges are weights"
     if kind == "calibrate":
-        return "" if model.has("scores") else "no layer's rows are distributions, so there are no shares to move"
+        return (
+            "" if model.has("scores") else f"no layer's rows are distributions, so there are no shares to move{instead}"
+        )
     if kind in ("keep", "window", "star", "separate", "stream"):
-        return "" if model.has("scores" if kind == "keep" else "mask") else "no layer has scores that a softmax follows"
+        known = model.has("scores" if kind == "keep" else "mask")
+        return "" if known else f"no layer has scores that a softmax follows{instead}"
     if kind == "base":
         return "" if model.has("mask") and model.has("rotated_query") else "no layer of attention has rotary positions"
     if kind == "renumber":

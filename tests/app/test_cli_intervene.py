@@ -99,6 +99,8 @@ def test_features_of_a_folder(workbench: Callable, tmp_path: Path) -> None:
         (["gpt-english", "abc", "--do", "zer head 1.2"], "Did you mean 'zero'"),
         (["gpt-english", "abc", "--do", "zero head 9.2"], "layers 0 to 3"),
         (["gpt-english", "abc", "--do", "reset state 0 after 1"], "no recurrent state"),
+        (["retnet-english", "abc", "--do", "keep head 1.1 top 2"], "no layer has scores that a softmax follows; `cut` takes edges"),
+        (["bdh-english", "abcdefgh", "--do", "star layer 1 block 2 after 4"], "no layer has scores that a softmax follows"),
         (["gpt-english", "abc", "--do", "zero mlp 1", "--target", "ab"], "Expected exactly one"),
         (["gpt-english", "abc", "--do", "zero mlp 1", "--dictionary", "x"], "NAME=FOLDER"),
         (["gpt-englsh", "abc", "--do", "zero mlp 1"], "Did you mean"),
