@@ -133,7 +133,7 @@ def look_at(services: Services, found: Run, place: str) -> dict[str, Any] | Job:
     return at_trace(services, found, "/attention", place_of(found, place), f"for head {place}")
 
 
-def at_trace(services: Services, found: Run, page: str, change: dict[str, int], why: str) -> dict[str, Any] | Job:
+def at_trace(services: Services, found: Run, page: str, change: dict[str, Any], why: str) -> dict[str, Any] | Job:
     """A page, with this `change` of the address, on a trace of what a measurement read, for the store `go`; where there is none, a job that
     makes the trace, with `why` in its title."""
     trace = trace_of(services, found)
@@ -147,7 +147,7 @@ def at_trace(services: Services, found: Run, page: str, change: dict[str, int], 
 
 
 def _trace(
-    job: Job, services: Services, name: str, settings: dict[str, Any], page: str, change: dict[str, int]
+    job: Job, services: Services, name: str, settings: dict[str, Any], page: str, change: dict[str, Any]
 ) -> Destination:
     job.progress(0.0, "loading the model")
     from probes.battery import sequences_read
@@ -160,5 +160,7 @@ def _trace(
             model,
             **{key: settings[key] for key in ("corpus", "vocab", "length", "sequences", "seed") if key in settings},
         )[0]
-    run = trace_run(model, text, services.store, title=f"{name}: the text that was measured", progress=part_of(job, 0.1, 1.0))
+    run = trace_run(
+        model, text, services.store, title=f"{name}: the text that was measured", progress=part_of(job, 0.1, 1.0)
+    )
     return Destination(run.id, page, change)

@@ -48,14 +48,27 @@ def _measure(job: Job, services: Services, name: str, text: str, length: int, ot
 
 
 def look_at(services: Services, found: Run, page: str, layer: int, segment: int) -> dict[str, Any] | Job:
-    """A layer at the boundary before a segment, on the State or Attention page of a trace of the text, or a job that makes the trace first.
+    """A layer at the boundary before a segment, on a page over a trace of the same text, for the store `go`; or a job that makes the trace.
 
-    FormError for a layer or a segment that the measurement does not have.
+    The State page shows what the layer carries there, the Attention page what the segment's first token reads, and the basket of the
+    Intervene page an operation that takes the memory away. FormError for a layer or a segment that the measurement does not have.
     """
     results = found.manifest["results"]
     if not (0 <= layer < len(results["layers"]) and 0 < segment < len(results["starts"])):
         raise FormError(f"The result has no layer {layer} that hands something to segment {segment}.")
     first = results["starts"][segment]
-    place = {"t": first - 1} if page == "/state" else {"q": first}
-    chosen = {"layer": int(results["layers"][layer].partition("@")[0]), **place}
-    return at_trace(services, found, page, chosen, f"at the boundary before token {first}")
+    block = int(results["layers"][layer].partition("@")[0])
+    place: dict[str, Any] = {
+        "/state": {"t": first - 1}, "/attention": {"q": first}, "/intervene": {"do": _taken_away(services, found, block, segment)},
+    }[page]  # fmt: skip
+    return at_trace(services, found, page, {"layer": block, **place}, f"at the boundary before token {first}")
+
+
+def _taken_away(services: Services, found: Run, layer: int, segment: int) -> str:
+    """An operation, as a line: a recurrent state is reset; of a cache, the segment no longer reads what came before."""
+    points = services.models.describe(str(found.model["name"]))["hook_points"]
+    starts = [*found.manifest["results"]["starts"], found.manifest["results"]["tokens"]]
+    first, stop = starts[segment : segment + 2]
+    if any(point["role"] == "state" and str(point["name"]).startswith(f"blocks.{layer}.") for point in points):
+        return f"reset state {layer} after {first - 1}"
+    return f"cut layer {layer} queries {first}:{stop} keys 0:{first}"

@@ -46,7 +46,7 @@ from workbench.lab.runs import Run
 FIELDS = ("name", "text", "length", "other", "more")
 MORE = {"parts": "also layer by layer and slot by slot"}
 SHOWN = ("run", "result", "measured_head")
-LOOKS = {"segments-state": "/state", "segments-attention": "/attention"}
+LOOKS = {f"segments-{page}": f"/{page}" for page in ("state", "attention", "intervene")}
 
 
 def structure(scene: Scene) -> Hashable:
@@ -83,8 +83,10 @@ def _form(services: Services, scene: Scene, found: Run | None) -> Component:
 
 def _boundary_frame() -> Component:
     buttons = [
-        html.Button(f"{page} page", id=id, className="tool-button is-framed", type="button", n_clicks=0)
-        for id, page in (("segments-state", "State"), ("segments-attention", "Attention"))
+        html.Button(
+            f"{page[1:].capitalize()} page", id=id, className="tool-button is-framed", type="button", n_clicks=0
+        )
+        for id, page in LOOKS.items()
     ]
     inside = [
         html.Div(id="segments-boundary"),
@@ -92,7 +94,10 @@ def _boundary_frame() -> Component:
         html.Div([html.Span("Look at it on the", className="form-hint"), *buttons], className="form-row"),
         html.Div(id="segments-look-message", className="form-message", role="alert"),
     ]
-    words = "Click a cell of a map to choose a layer and a boundary. The State page shows what this layer carries there, token by token."
+    words = (
+        "Click a cell of a map to choose a layer and a boundary. The State page shows what this layer carries there, token by token; "
+        "on the Intervene page an operation takes it away, and can be edited."
+    )
     return content_frame(
         "segments-boundary", "The chosen boundary", words, html.Div(inside, className="form-stack"), ""
     )
@@ -150,8 +155,9 @@ def register(app: Dash, services: Services) -> None:
         Output("segments-look-message", "children"), *[Input(id, "n_clicks") for id in LOOKS], State("view", "data"),
         prevent_initial_call=True,
     )  # fmt: skip
-    def follow(to_state: int, to_attention: int, view: dict[str, Any]) -> tuple[Any, Any, Any]:
-        if not (to_state or to_attention) or ctx.triggered_id not in LOOKS:
+    def follow(*given: Any) -> tuple[Any, Any, Any]:
+        *clicks, view = given
+        if not any(clicks) or ctx.triggered_id not in LOOKS:
             return no_update, no_update, no_update
         return looked(services, services.scene(ViewState.from_dict(view)), LOOKS[ctx.triggered_id])
 

@@ -17,6 +17,9 @@ from app.panels.base import NothingToShow
 from app.panels.segments import chosen_boundary
 from app.services import Services
 from app.view_state import ViewState
+from models.decoder import next_token_loss
+from probes.interventions import parse
+from probes.interventions.executor import Executor
 from probes.segments import segment_memory
 from tests.app.dashboard.bdh_runs import finished, shipped_services
 from tests.app.dashboard.panel_checks import PANELS, check_panels
@@ -89,6 +92,8 @@ def test_a_boundary_leads_to_a_trace_of_the_same_text(stage: tuple[Services, str
     scene = services.scene(ViewState(result=result, measured_head="1.2"))
     target, job, said = looked(services, scene, "/attention")  # the trace is there now
     assert target == {"change": {"run": went.run, "layer": 1, "q": 32}, "page": "/attention"} and not said
+    target, _, _ = looked(services, scene, "/intervene")
+    assert target["change"]["do"] == "cut layer 1 queries 32:48 keys 0:32"
     with pytest.raises(FormError, match="no layer 6"):
         look_at(services, found, "/state", 6, 2)
 
@@ -124,3 +129,24 @@ def test_a_text_of_one_segment_is_refused_with_the_number_needed(stage: tuple[Se
     job = start_segments(services, **{**FORM, "length": 512})
     done = services.jobs.wait(job.id, timeout=120)
     assert done.state == "failed" and "Expected at least 514" in str(done.error)
+
+
+@pytest.mark.parametrize("name", [MODEL, "retnet-english"])
+def test_the_operation_that_it_offers_is_the_cut_that_was_measured(stage: tuple[Services, str], name: str) -> None:
+    """A cache is no longer read, a recurrent state is reset: the segment's loss is that of the map's cell."""
+    services, _ = stage
+    result = finished(services, start_segments(services, **{**FORM, "name": name}))
+    found, model, (layer, segment) = services.open_run(result), models.load(name), (1, 2)
+    target = look_at(services, found, "/intervene", layer, segment)
+    if isinstance(target, Job):  # the trace is made first
+        target = services.jobs.wait(target.id, timeout=300).result.target()
+    line = target["change"]["do"]
+    assert line.startswith("reset state 1 after 31" if name == "retnet-english" else "cut layer 1 queries 32:48")
+    tokens = model.to_tokens(TEXT)
+    hooks = Executor(model, [tokens]).hooks(parse([line], tokens.shape[1]), 0)
+    with torch.no_grad():
+        losses = next_token_loss(model.run_with_hooks(tokens, hooks=hooks), tokens, per_token=True)[0].numpy()
+    start = segment * LENGTH
+    expected = found.array("layer.cut")[layer, segment, 1:]
+    np.testing.assert_allclose(losses[start : start + LENGTH - 1], expected, atol=2e-3, rtol=1e-3)
+    assert abs(losses[start : start + LENGTH - 1] - found.array("loss.state")[segment, 1:]).max() > 0.05
