@@ -101,7 +101,9 @@ def call() -> Context:
 
 
 def built(config: Any) -> Any:
-    layer = lively(build_mixer(config, WIDTH, {"use_attn_result": False}), std=0.6)
+    layer = lively(
+        build_mixer(config, WIDTH, {"use_attn_result": False}), std=0.6
+    ).eval()  # centroids stay where they are
     if hasattr(layer, "placed"):
         layer.placed(1, [])
     return layer
