@@ -86,7 +86,7 @@ def _part(kind: str, label: str, detail: str, layer: int | None) -> dict[str, An
 
 
 def _special_stages(config: Any) -> list[tuple[str, str]]:
-    """(part, stage) of what fills the stages of an attention site beside the defaults and ordinary rotation."""
+    """(part, stage) of what fills the stages of an attention site beside the defaults and ordinary rotation, and its `own_stages`."""
     if not isinstance(config, AttentionConfig):
         return []
     found = []
@@ -100,7 +100,7 @@ def _special_stages(config: Any) -> list[tuple[str, str]]:
         found.append(("Window", f"{config.window} tokens"))
     if config.softcap is not None:
         found.append(("Soft cap", f"± {config.softcap:g}"))
-    return found
+    return [*getattr(config, "own_stages", ()), *found]
 
 
 def _mixer_words(record: dict[str, Any], position: Any) -> tuple[str, str]:

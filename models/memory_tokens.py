@@ -9,7 +9,7 @@ Here the three parts go through the blocks one after the other, which a causal m
 values, the tokens read these and each other, and at the end of a segment the slots come again and write. So the axis `pos` counts the
 text's tokens alone, and a text may be cut into calls anywhere. A call of several segments is read in pieces
 (`workbench.instrument.pieces`): hooks on blocks fire once per segment, caches hold the whole text. They see and change the text's tokens;
-the memory's own way through the blocks has no hook points, what it brings is `blocks.0.attn.hook_memory[t]`, the memory after token t.
+the memory's own way through the blocks has no hook points, what it brings is `blocks.0.attn.hook_state[t]`, the memory after token t.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ class Segments:
 class RecurrentMemory(LanguageModel):
     """A language model whose mixers are all `MemorySlotsConfig`. `first_memory` [slot, d_model] is the learned memory of the first segment.
 
-    Between calls it hands on the memory (slot `memory` of layer 0) and keys and values of the segment that is not full yet. Every piece
+    Between calls it hands on the memory (slot `state` of layer 0) and keys and values of the segment that is not full yet. Every piece
     reads the memory anew, so a patched one holds from the next token on, for reading and for writing.
     """
 
@@ -138,9 +138,9 @@ class RecurrentMemory(LanguageModel):
         text = Segments(context, self.segment)
         carried: Sequence[dict[str, Tensor]] = [{}] * self.n_layers if state is None else state.layers
         first_memory = self.first_memory.to(x.dtype).expand(x.shape[0], -1, -1)
-        memory = carried[0].get("memory", first_memory)
+        memory = carried[0].get("state", first_memory)
         kept = [self._kept(site, slots, x, offset) for site, slots in zip(self.sites, carried, strict=True)]
-        point, whole = self.sites[0].hook_memory, any(site.watched for site in self.sites)
+        point, whole = self.sites[0].hook_state, any(site.watched for site in self.sites)
         stops = {offset + t + 1 for t in point.stops(offset, x.shape[1])} if point.active else set()
         cuts = sorted({offset, *stops, *text.ends(offset), end})
         pieces = Pieces(offset, x.shape[1]) if len(cuts) > 2 else None
@@ -167,7 +167,7 @@ class RecurrentMemory(LanguageModel):
         if context.keep_state:
             kept = [each.since(text.unfinished(end)) for each in kept]
             handed_on = [{"key": each.key, "value": each.value} for each in kept]
-            handed_on[0]["memory"] = memory
+            handed_on[0]["state"] = memory
         return torch.cat(outputs, dim=1), handed_on
 
     @property

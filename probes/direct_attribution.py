@@ -32,6 +32,7 @@ from probes.objectives import LogitDifference, last_real, rows_at
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import heads_first
 from workbench.instrument.interventions import FreezeNorm
+from workbench.instrument.pieces import whole_call
 from workbench.instrument.selection import Select
 
 TOLERANCE = {torch.float64: 1e-8}  # of a sum relative to its largest part; 32 bit: 1e-3
@@ -200,12 +201,17 @@ class _Split:
         """Logits with these outputs in place of the components' own, and what each would have written by itself."""
         made: dict[str, Tensor] = {}
 
-        def replace(x: Tensor, hook: HookPoint) -> Tensor:
-            address = hook.name if hook.steps == 1 else f"{hook.name}@{hook.step}"
-            made[address] = x
-            return leaves[address]
+        def address(hook: HookPoint) -> str:
+            return hook.name if hook.steps == 1 else f"{hook.name}@{hook.step}"
 
-        cuts = [(point.name, replace) for point in (*self.written, *self.inner)]
+        @whole_call
+        def keep(x: Tensor, hook: HookPoint) -> None:
+            made[address(hook)] = x
+
+        def replace(x: Tensor, hook: HookPoint) -> Tensor:
+            return leaves[address(hook)]
+
+        cuts = [(point.name, act) for point in (*self.written, *self.inner) for act in (keep, replace)]
         logits = self.model.run_with_hooks(self.tokens, mask=self.mask, hooks=[*self.hooks, self.frozen, *cuts])
         return logits, made
 

@@ -58,7 +58,8 @@ def scale_write(
     elif "write" not in points:  # mixers whose pattern no factors determine name only the value
         role = next((role for role in ("write", "step") if _has(model, layer, role)), None)
         points |= {} if role is None else {"write": _signal(model, layer, role)}
-    if "write" not in points and "value" not in points:
+    own = model.mixers[layer].describe()["kind"] == "attention"  # a memory that tokens of its own write
+    if own or ("write" not in points and "value" not in points):
         raise HookError(f"Layer {layer} ({_kind(model, layer)}) has neither write strengths nor values to scale.")
     point = _changeable(model, layer, points.get("write") or points["value"])
     return [Scale(point.name, factor=factor, **_where(point, heads, positions))]

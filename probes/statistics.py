@@ -25,6 +25,7 @@ from workbench.instrument.errors import RefusedByPattern
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.hooked_model import heads_first
 from workbench.instrument.patterns import PatternMeta
+from workbench.instrument.pieces import whole_call
 from workbench.instrument.selection import Select
 
 Layer = int | tuple[int, int]  # (layer, step) where weights are shared over depth
@@ -191,7 +192,7 @@ def _collecting(layer: int, points: dict[str, HookPoint], receive: Any) -> list[
                 waiting.clear()
                 receive(layer, factors)
 
-        return keep
+        return whole_call(keep)
 
     return [(point.name, collect(name)) for name, point in points.items()]
 

@@ -43,6 +43,11 @@ class MemorySlotsConfig(AttentionConfig):
         if self.slots < 1 or self.segment < 1:
             raise ValueError(f"slots is {self.slots}, segment {self.segment}; expected at least 1 each.")
 
+    @property
+    def own_stages(self) -> tuple[tuple[str, str], ...]:
+        """What a diagram of the model shows besides the stages of every attention site."""
+        return ((f"{self.slots} memory slots", f"segments of {self.segment}"),)
+
 
 @dataclass
 class SlotsContext(Context):
@@ -59,11 +64,11 @@ class SlotsContext(Context):
 
 @register_mixer(MemorySlotsConfig)
 class MemorySlots(Attention):
-    """Carries `key` and `value` of the unfinished segment, [batch, place, kv_head, d_head]; the first layer also `memory`
+    """Carries `key` and `value` of the unfinished segment, [batch, place, kv_head, d_head]; the first layer also `state`
     [batch, slot, d_model], what its tokens read."""
 
     config: MemorySlotsConfig
-    hook_memory: HookPoint
+    hook_state: HookPoint
 
     def __init__(self, config: MemorySlotsConfig, d_model: int, switches: dict[str, bool]) -> None:
         super().__init__(config, d_model, switches)
@@ -89,8 +94,8 @@ class MemorySlots(Attention):
         """The first layer, where the memory enters, owns it."""
         super().placed(layer, earlier)
         if layer == 0:
-            self.hook_memory = HookPoint("state", "batch slot d_model", per_position=True)
-            self.slots = ("memory", *self.slots)
+            self.hook_state = HookPoint("state", "batch slot d_model", per_position=True)
+            self.slots = ("state", *self.slots)
 
     def forward(
         self,

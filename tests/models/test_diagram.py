@@ -32,6 +32,7 @@ SPECIAL = {
     "nats": {("NAtS", "normalise")},
     "neural-attention": {("Pair score", "score")},
     "transformer-xl": {("Key preference", "position"), ("Relative", "position"), ("Recent segments", "mask")},
+    "recurrent-memory": {("3 memory slots", "segments of 5")},
     "universal-transformer": {("×3", "passes"), ("Halting (ACT)", "at most 3 steps")},
     "hrm": {("×4", "passes"), ("Two levels", "2 × (2 fast, 1 slow)")},
     "denseformer": {("DenseFormer", "averages of all outputs")},

@@ -2,7 +2,9 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from models.segments import in_segments
 from workbench.instrument.errors import HookError
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.interventions import Ablate, BlockEdge, EditPattern, EditState, Patch, Steer
+from workbench.instrument.pieces import whole_call
+from workbench.lab.runs import RunStore
+from workbench.lab.trace import trace_run
 
 SLOTS, SEGMENT = 3, 5
 
@@ -83,7 +88,7 @@ def test_reading_in_turn_is_memory_segment_memory_at_once(
     model = recurrent(both_ways, position, groups)
     expected, memories = Direct(model).text(tokens)
     assert close(model(tokens), expected)
-    found = model.states(tokens, [SEGMENT - 2, SEGMENT - 1, 2 * SEGMENT, 16], layers=0, slot="memory")[0]
+    found = model.states(tokens, [SEGMENT - 2, SEGMENT - 1, 2 * SEGMENT, 16], layers=0)[0]
     for number, which in enumerate((0, 1, 2, 3)):
         assert close(found[:, number], memories[which])
     assert not close(memories[1], memories[2], 1e-3)
@@ -115,7 +120,7 @@ def test_a_segment_by_hand(tokens: Tensor) -> None:
     x = model.ln_final(x)
     logits, state = model(tokens[:, :SEGMENT], return_state=True)
     assert close(logits, model.unembed(x)[:, SLOTS:-SLOTS], 1e-4)  # angles are float32, logits about 10
-    assert close(state.slot(0, "memory"), x[:, -SLOTS:], 1e-4)
+    assert close(state.slot(0, "state"), x[:, -SLOTS:], 1e-4)
 
 
 def test_gradients_are_those_of_the_direct_formulation(tokens: Tensor) -> None:
@@ -189,11 +194,11 @@ def test_rows_are_shared_by_the_memory_and_the_own_segment(tokens: Tensor) -> No
 def test_an_edited_memory_is_that_of_a_run_that_stopped_there(at: int, tokens: Tensor) -> None:
     """Within and at the end of a segment; before it nothing changes, behind it everything that is read and written."""
     model = recurrent()
-    plain, memory = model(tokens), "blocks.0.attn.hook_memory"
+    plain, memory = model(tokens), "blocks.0.attn.hook_state"
     edit = EditState(memory, after=at, operation="scale", value=0.2)
     got = model.run_with_hooks(tokens, hooks=[edit])
     _, state = model(tokens[:, : at + 1], return_state=True)
-    expected = model(tokens[:, at + 1 :], state=state.replaced(0, memory=0.2 * state.slot(0, "memory")))
+    expected = model(tokens[:, at + 1 :], state=state.replaced(0, state=0.2 * state.slot(0, "state")))
     assert close(got[:, : at + 1], plain[:, : at + 1]) and close(got[:, at + 1 :], expected)
     assert not close(got[:, at + 1], plain[:, at + 1], 1e-6)
     one_slot = EditState(memory, after=at, value=0.0, at={"slot": [1]})
@@ -204,11 +209,11 @@ def test_the_memory_of_another_text_makes_the_rest_that_texts(tokens: Tensor) ->
     """Patched between segments, in one call or by the state: the direct formulation with the other memory."""
     model, other = recurrent(), tokens.flip(1)
     theirs = Direct(model).text(other)[1][1]
-    patched = model.run_with_hooks(tokens[:, :10], hooks=[Patch("blocks.0.attn.hook_memory[4]", value=theirs)])
+    patched = model.run_with_hooks(tokens[:, :10], hooks=[Patch("blocks.0.attn.hook_state[4]", value=theirs)])
     assert close(patched[:, 5:], Direct(model).segment(tokens[:, 5:10], theirs)[0])
     reader = in_segments(model, tokens[:, :10], 5, detach=False)
     _, state = next(reader)
-    logits, _ = reader.send(state.replaced(0, memory=theirs))
+    logits, _ = reader.send(state.replaced(0, state=theirs))
     assert close(logits, patched[:, 5:])
 
 
@@ -217,7 +222,7 @@ def test_only_the_memory_goes_from_segment_to_segment(tokens: Tensor) -> None:
     model = recurrent()
     _, state = model(tokens[:, :10], return_state=True)
     sizes = {(layer, name): value.shape[1] for layer, slots in enumerate(state.layers) for name, value in slots.items()}
-    assert sizes == {(0, "memory"): SLOTS, (0, "key"): 0, (0, "value"): 0, (1, "key"): 0, (1, "value"): 0}
+    assert sizes == {(0, "state"): SLOTS, (0, "key"): 0, (0, "value"): 0, (1, "key"): 0, (1, "value"): 0}
     _, begun = model(tokens[:, :12], return_state=True)
     assert begun.slot(1, "key").shape == (2, 2, 4, 6)
     for detach in (False, True):
@@ -266,6 +271,27 @@ def test_cut_and_forced_edges(tokens: Tensor) -> None:
         model.run_with_hooks(tokens, hooks=[Ablate("blocks.0.hook_resid_post", value="mean")])
 
 
+def test_functions_may_speak_of_the_whole_call(tokens: Tensor) -> None:
+    """What covers the call is cut into pieces; a function that only reads can have it whole, before or behind an edit, and may not edit."""
+    model, name = recurrent(), "blocks.0.hook_mlp_out"
+    mine = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    hooks = [
+        (name, whole_call(lambda x, hook: before.append(x))), (name, lambda x, hook: mine),
+        (name, whole_call(lambda x, hook: after.append(x))),
+    ]  # fmt: skip
+    replaced = model.run_with_hooks(tokens, hooks=hooks)
+    assert close(replaced, model.run_with_hooks(tokens, hooks=[Patch(name, value=mine)]))
+    assert len(before) == len(after) == 1 and torch.equal(after[0], mine)
+    assert before[0].shape == mine.shape and not close(before[0], mine, 1e-3)
+    with pytest.raises(HookError, match="only reads"):
+        model.run_with_hooks(tokens, hooks=[(name, whole_call(lambda x, hook: 2 * x))])
+    ordinary = models.build("gpt").double()
+    with pytest.raises(HookError, match="only reads"):
+        ordinary.run_with_hooks(tokens, hooks=[(name, whole_call(lambda x, hook: 2 * x))])
+
+
 def test_gradients_at_cached_points_are_those_of_the_text(tokens: Tensor) -> None:
     """Gradient of the last segment's logits at an activation of the first: a finite difference through the memory."""
     model, name = recurrent(), "blocks.0.hook_resid_post"
@@ -302,7 +328,24 @@ def test_hooks_on_blocks_do_not_touch_the_memory_itself(tokens: Tensor) -> None:
     assert all(close(logits, alone) and cache["resid_post", 0].shape == (2, 12, 24) for logits, cache in inner)
 
 
-# --------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------- traces, padding, refusals
+
+
+def test_a_trace_holds_the_text_over_all_segments(tokens: Tensor, tmp_path: Path) -> None:
+    """Patterns, weights of slots and the memory after every token, as the model itself tells them; an edited run too."""
+    model = models.build("recurrent-memory")
+    edit = EditState("blocks.0.attn.hook_state", after=4, operation="scale", value=3.0)
+    for interventions in ([], [edit]):
+        run = trace_run(model, tokens[0], RunStore(tmp_path), interventions=interventions)
+        with torch.no_grad(), model.hooks(interventions):
+            _, cache = model.run_with_cache(tokens[:1])
+            memory = model.states(tokens[:1], range(17), layers=0)[0][0]
+        for layer in range(3):
+            assert np.abs(run.array(f"layer.{layer}.pattern") - cache["pattern", layer][0].numpy()).max() < 1e-6
+            weights = run.array(f"quantity.blocks.{layer}.attn.hook_memory_pattern")  # [head, slot, query]
+            assert np.abs(weights - cache["memory_pattern", layer][0].transpose(1, 2).numpy()).max() < 1e-6
+        assert np.abs(run.array("layer.0.states")[0] - memory.numpy()).max() < 1e-5
+        assert run.array("loss").shape == (17,) and run.array("resid_norm").shape == (4, 17)
 
 
 def test_padded_texts_end_their_segments_by_themselves(tokens: Tensor) -> None:
@@ -346,9 +389,9 @@ def test_what_does_not_go_with_a_memory_is_refused(tokens: Tensor) -> None:
         LanguageModel(LanguageModelConfig(2, 24, mixer=good))(tokens)
     with pytest.raises(ValueError, match="go up by one"):
         recurrent()(tokens, facts={"positions": 2 * torch.arange(17)[None]})
-    with pytest.raises(HookError, match="memory"):
-        _, state = recurrent()(tokens, return_state=True)
-        state.replaced(0, memory=torch.zeros(2, 4, 24).double())
+    _, state = recurrent()(tokens, return_state=True)
+    with pytest.raises(HookError, match="'state' of layer 0"):
+        state.replaced(0, state=torch.zeros(2, 4, 24).double())
 
 
 def test_memory_tokens_begin_as_large_as_ordinary_ones() -> None:

@@ -118,6 +118,10 @@ class FunctionEntry(_CallsFunction):
     """A user's function. It gets a copy and the model goes on with another, so that in-place edits work, and neither the cache
     nor the rest of the run changes when the function writes later into a tensor that it kept."""
 
+    def __init__(self, function: Callable[..., Any], where: str, **restriction: Any) -> None:
+        super().__init__(function, where, **restriction)
+        self.joins = getattr(function, "reads_whole_call", False)
+
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Call the function and check what it returns."""
         value = x.clone()
@@ -125,6 +129,12 @@ class FunctionEntry(_CallsFunction):
             self._only_read(value, point)
             return x
         result = self.call(value, point)
+        if self.joins and result is not None:
+            raise HookReturnError(
+                f"The hook on {point.name!r} returned a replacement, but it said that it only reads (whole_call). Expected None."
+            )
+        if isinstance(result, Tensor) and ACTIVE.piece is not None:
+            result = ACTIVE.piece.part_of(result, x, point)
         return value.clone() if result is None else check_replacement(result, x, point).clone()
 
     def _only_read(self, value: Tensor, point: HookPoint) -> None:

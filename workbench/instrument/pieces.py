@@ -1,10 +1,11 @@
 """A call that its model reads piece after piece, because what an early piece leaves enters the first layer under a later one.
 
 Hook points then fire once per piece, as they fire once per token in a generation: functions and interventions get the piece, whose first
-position is `hook.offset`. What is stored is put together again, so that a cache holds whole texts.
+position is `hook.offset`. What is stored is put together again, so that a cache holds whole texts; a function that only reads can have
+the same (`whole_call`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,12 @@ from workbench.instrument.hook_points import ACTIVE, Entry, HookPoint
 
 TEXT = ("pos", "query")  # axes along which a call is cut
 HIDDEN = ("scores", "mask")  # roles that say of a token which is not read: -inf; any other says 0
+
+
+def whole_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a hook function that only reads: of a call that is read in pieces it gets the activation of the whole, once, at the end."""
+    function.reads_whole_call = True  # type: ignore[attr-defined]
+    return function
 
 
 class Pieces:

@@ -44,6 +44,7 @@ SAID: dict[str, dict[str, str]] = {
     **dict.fromkeys((f"{cell} {slot}" for cell in ("lstm", "paralstm") for slot in "hc"), CELL),
     **{f"slstm {slot}": CELL for slot in "hcnm"},
     "elman state": {**CELL, "signals": "No other signals"},
+    "attention state": {**NO_DECAY, **NO_KEYS, "signals": "No other signals"},
     "mamba state": {**NO_DECAY, **NO_KEYS},
     "infini state": NO_DECAY,
     "infini normaliser": {**NO_DECAY, **VECTOR},
