@@ -53,34 +53,18 @@ _transformer(
     "A generalised Gaussian prior over distances per head, added to the content's logarithm; scores grow with the length (SSMax).",
     AttentionConfig(n_heads=4, position=(SSMaxConfig(), BAMConfig()), bias=False),
 )
-_transformer(
-    "qk-norm",
-    "Transformer with normalised queries and keys",
-    None,
-    "Queries and keys are normalised per head before rotation (as in Qwen 3), and scores are capped softly (as in Gemma 2).",
-    AttentionConfig(
-        n_heads=6,
-        d_head=4,
-        n_key_value_heads=2,
-        position="rope",
-        bias=("query", "key", "value"),
-        qk_norm=QKNormConfig(),
-        softcap=5.0,
-    ),
-    shows=("pattern",),
+language_model(
+    name="qk-norm",
+    title="Transformer with normalised queries and keys",
+    paper=None,
+    family="attention",
     presets={
         "tiny": tiny(
-            AttentionConfig(
-                n_heads=6,
-                d_head=6,
-                n_key_value_heads=2,
-                position="rope",
-                bias=("query", "key"),
-                qk_norm=QKNormConfig(),
-                softcap=5.0,
-            ),
+            AttentionConfig(6, 2, 6, position="rope", bias=("query", "key"), qk_norm=QKNormConfig(), softcap=5.0),
             GLU,
             norm="rms",
         )
     },
+    description="Queries and keys are normalised per head before rotation (as in Qwen 3), and scores are capped softly (as in Gemma 2).",
+    shows=("pattern",),
 )
