@@ -66,6 +66,23 @@ def test_help_loads_nothing_heavy_and_is_fast() -> None:
     assert statistics.median(seconds for _, seconds, _ in measured) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_idle_threads_sleep_unless_told_otherwise(given: dict[str, str], spins: str | None) -> None:
+    """Before torch is loaded, which reads it once."""
+    code = (
+        "import os, sys; from app.cli import main; main(['version', '--json']); "
+        "print(os.environ.get('GOMP_SPINCOUNT'), file=sys.stderr)"
+    )
+    bare = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**bare, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.split()[-1] == str(spins)
+
+
 def test_a_new_command_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workbench: Callable) -> None:
     import app.commands
 
