@@ -77,7 +77,7 @@ def command(
 
     from probes.battery import store_probes, survey
 
-    loaded = open_model(model)
+    loaded: Any = open_model(model)
     if encoder:
         if not hasattr(loaded, "encoder_alone"):
             raise Failure(f"{model} has no encoder besides the model that reads the text", "Leave --encoder out.")
