@@ -113,7 +113,9 @@ def run_command(
         check_free(out)
     store = open_store(runs)
     if chosen.minutes and chosen.minutes >= 1 and not as_json:
-        note(f"About {counted(round(chosen.minutes), 'minute')} on one core with {counted(chosen.seeds, 'seed')}.")
+        asked = seeds or chosen.seeds
+        minutes = max(1, round(chosen.minutes * asked / chosen.seeds))
+        note(f"About {counted(minutes, 'minute')} on one core with {counted(asked, 'seed')}.")
     try:
         with interruptible() as cancel, progress_bar(study.name) as progress:
             result = run_study(

@@ -42,6 +42,12 @@ def test_a_run_prints_its_verdicts(workbench: Callable, here: Path) -> None:
     assert "Kept as run" in done.err and (here / "out" / "claims.csv").is_file()
 
 
+def test_the_minutes_are_those_of_the_seeds_asked_for(workbench: Callable, here: Path) -> None:
+    write_study(here / "studies", claims=(CLAIMS + CLAIM).replace("minutes = 0.1", "minutes = 6"))
+    assert "About 6 minutes on one core with 3 seeds." in workbench("case", "planted").err
+    assert "About 8 minutes on one core with 4 seeds." in workbench("case", "planted", "--seeds", 4).err
+
+
 def test_json_is_one_document(workbench: Callable, here: Path) -> None:
     done = workbench("case", "planted", "--json", "--seeds", 4)
     (claim,) = done.json["claims"]
