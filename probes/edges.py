@@ -219,6 +219,11 @@ class EdgeGraph:
         added_to_stream: dict[int, Tensor] = {}
 
         def visit(kind: str, layer: int, x: Tensor) -> Tensor | None:
+            if x.shape[1] != tokens.shape[1]:
+                raise ValueError(
+                    f"{self.model.name!r} reads {tokens.shape[1]} tokens in pieces, and one piece changes the next by another way than "
+                    "edges. Expected a text of one segment, or path patching."
+                )
             if kind == "stream":
                 if layer == 0:
                     x = x if embedded is None else embedded.clone()

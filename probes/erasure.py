@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.instrument.errors import HookError
+from workbench.instrument.pieces import by_position
 from workbench.lab.checkpoints import CheckpointError, read_tensors, write_tensors
 
 KIND, PARTS = "LEACE eraser", ("read", "write", "mean")
@@ -62,6 +63,7 @@ class Eraser:
         Running it raises `HookError` where the last axis is not what was fitted on, or the head or positions do not exist.
         """
 
+        @by_position
         def erase(x: Tensor, hook: Any) -> Tensor:
             if x.shape[-1] != len(self.mean):
                 raise HookError(

@@ -31,6 +31,7 @@ from probes.sinks import best_heads, plain, stacked
 from probes.statistics import Layer, attention_statistics
 from workbench.instrument.errors import RefusedByPattern
 from workbench.instrument.hooked_model import heads_first
+from workbench.instrument.pieces import by_position
 from workbench.instrument.selection import Select
 from workbench.lab.catalogue import implements
 
@@ -364,6 +365,7 @@ def parallel_entropy(model: Any, tokens: Any, chunks: Sequence[Span], *, prefix:
     behind = max(stop for _, stop in chunks)
     hidden = (owner[:, None] != owner) & (owner[:, None] >= 0) & (owner >= 0)
 
+    @by_position
     def hide(scores: Tensor, hook: Any) -> Tensor:
         return scores.masked_fill(hidden.to(scores.device), -torch.inf)
 

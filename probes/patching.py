@@ -34,6 +34,7 @@ from probes.objectives import Objective, measured
 from probes.progress import Report, watched
 from workbench.instrument.errors import suggestion
 from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.pieces import by_position
 from workbench.instrument.selection import Select
 
 DIRECTIONS = ("denoise", "noise")
@@ -289,7 +290,7 @@ class _Runs:
             return stacked.flatten(0, 1)
 
         def at(position: int | None) -> Callable[[Tensor, HookPoint], Tensor]:
-            return lambda x, hook: paste(x, position)
+            return by_position(lambda x, hook: paste(x, position))
 
         hooks: list[Any] = [(address, at(None))]
         if self.point[address].per_position:

@@ -29,6 +29,7 @@ from torch import Tensor
 from kernels.attention_statistics import AttentionStatistics
 from probes.statistics import Layer, attention_statistics
 from workbench.instrument.hooked_model import heads_first
+from workbench.instrument.pieces import by_position
 from workbench.instrument.selection import Select
 
 EPSILON, THRESHOLD = 0.3, 0.1  # of the definitions (b) and (c), as published
@@ -315,7 +316,7 @@ def calibration_curve(
         )
 
     def turning_down(where: Tensor, beta: float) -> Any:
-        return lambda pattern, hook: calibrate(pattern, where, beta)
+        return by_position(lambda pattern, hook: calibrate(pattern, where, beta))
 
     losses = []
     for beta in betas:

@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.features.dictionaries import Dictionary
 from probes.features.interventions import reconstruct
 from workbench.instrument.html import table
+from workbench.instrument.pieces import by_position
 from workbench.lab.activation_store import pos_second
 
 
@@ -150,6 +151,7 @@ def recovered(
         constant = _mean(model, tokens, point, skip, batch_size, hooks)
     replace = reconstruct(dictionary, point, head=head, skip=skip)
 
+    @by_position
     def ablate(x: Tensor, hook: Any) -> Tensor:
         out = x.clone()
         place = (slice(None), slice(skip, None)) if head is None else (slice(None), slice(skip, None), head)

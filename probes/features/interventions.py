@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.features.dictionaries import Dictionary
 from workbench.instrument.interventions import Steer
+from workbench.instrument.pieces import by_position
 from workbench.lab.activation_store import pos_second
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
@@ -78,6 +79,7 @@ def _at_site(
 ) -> Callable[[Tensor, Any], Tensor]:
     """A hook function that edits rows of width d_in: the axes beside batch and position, flattened, or those of one head."""
 
+    @by_position
     def function(x: Tensor, hook: Any) -> Tensor:
         def part_of(activation: Tensor) -> Tensor:
             placed = pos_second(activation, hook)

@@ -20,7 +20,7 @@ from models.segments import in_segments
 from workbench.instrument.errors import HookError
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.interventions import Ablate, BlockEdge, EditPattern, EditState, Patch, Steer
-from workbench.instrument.pieces import whole_call
+from workbench.instrument.pieces import by_position, whole_call
 from workbench.lab.runs import RunStore
 from workbench.lab.trace import trace_run
 
@@ -290,6 +290,31 @@ def test_functions_may_speak_of_the_whole_call(tokens: Tensor) -> None:
     ordinary = models.build("gpt").double()
     with pytest.raises(HookError, match="only reads"):
         ordinary.run_with_hooks(tokens, hooks=[(name, whole_call(lambda x, hook: 2 * x))])
+
+
+def test_functions_that_find_tokens_by_their_place(tokens: Tensor) -> None:
+    """`by_position`: the piece stands at its place in a tensor of the whole call, in maps of tokens too, and edits in place count."""
+    model, name = recurrent(), "blocks.0.hook_mlp_out"
+
+    @by_position
+    def silence(x: Tensor, hook: HookPoint) -> None:
+        assert x.shape[1] == 17
+        x[:, [3, 12]] = 0
+
+    expected = model.run_with_hooks(tokens, hooks=[Ablate(name, positions=[3, 12])])
+    assert close(model.run_with_hooks(tokens, hooks=[(name, silence)]), expected)
+
+    @by_position
+    def cut(pattern: Tensor, hook: HookPoint) -> Tensor:
+        assert pattern.shape[2:] == (17, 17)
+        pattern[:, :, 8, 6] = 0
+        return pattern
+
+    edge = EditPattern(layer=0, queries=[8], keys=[6], value=0.0)
+    assert close(
+        model.run_with_hooks(tokens, hooks=[("blocks.0.attn.hook_pattern", cut)]),
+        model.run_with_hooks(tokens, hooks=[edge]),
+    )
 
 
 def test_gradients_at_cached_points_are_those_of_the_text(tokens: Tensor) -> None:

@@ -121,10 +121,12 @@ class FunctionEntry(_CallsFunction):
     def __init__(self, function: Callable[..., Any], where: str, **restriction: Any) -> None:
         super().__init__(function, where, **restriction)
         self.joins = getattr(function, "reads_whole_call", False)
+        self.by_position = getattr(function, "acts_by_position", False)
 
     def apply(self, x: Tensor, point: HookPoint, position: int | None) -> Tensor:
         """Call the function and check what it returns."""
-        value = x.clone()
+        piece = ACTIVE.piece
+        value = x.clone() if piece is None or not self.by_position else piece.at_its_place(x, point)
         if not point.editable:
             self._only_read(value, point)
             return x
@@ -133,8 +135,9 @@ class FunctionEntry(_CallsFunction):
             raise HookReturnError(
                 f"The hook on {point.name!r} returned a replacement, but it said that it only reads (whole_call). Expected None."
             )
-        if isinstance(result, Tensor) and ACTIVE.piece is not None:
-            result = ACTIVE.piece.part_of(result, x, point)
+        if piece is not None:
+            value = piece.part_of(value, x, point)
+            result = piece.part_of(result, x, point) if isinstance(result, Tensor) else result
         return value.clone() if result is None else check_replacement(result, x, point).clone()
 
     def _only_read(self, value: Tensor, point: HookPoint) -> None:

@@ -2,7 +2,7 @@
 
 Hook points then fire once per piece, as they fire once per token in a generation: functions and interventions get the piece, whose first
 position is `hook.offset`. What is stored is put together again, so that a cache holds whole texts; a function that only reads can have
-the same (`whole_call`).
+the same (`whole_call`), one that finds tokens by their place in the call too (`by_position`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,13 @@ HIDDEN = ("scores", "mask")  # roles that say of a token which is not read: -inf
 def whole_call(function: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook function that only reads: of a call that is read in pieces it gets the activation of the whole, once, at the end."""
     function.reads_whole_call = True  # type: ignore[attr-defined]
+    return function
+
+
+def by_position(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a hook function that treats every token by itself, found by its place in the call: of a call that is read in pieces it gets each
+    piece at its place in a tensor of the whole, zero elsewhere, and what it makes of the piece counts."""
+    function.acts_by_position = True  # type: ignore[attr-defined]
     return function
 
 
@@ -65,6 +72,16 @@ class Pieces:
         for (entry, point), parts in self._held.items():
             entry.fire(joined(point, parts), point, None)
         self._held.clear()
+
+    def at_its_place(self, x: Tensor, point: HookPoint) -> Tensor:
+        """A piece as part of the whole call, zero elsewhere."""
+        around = []
+        for axis, size in zip(reversed(point.axes), reversed(x.shape), strict=True):
+            if axis in TEXT:
+                around += [self.start, self.rest]
+            else:
+                around += [0, self.offset + self.length - size if axis == "key" else 0]
+        return F.pad(x, around)
 
     def part_of(self, value: Tensor, x: Tensor, point: HookPoint) -> Tensor:
         """What of a value that was given for the whole call concerns the piece `x`; axes that do not count its tokens stay."""
