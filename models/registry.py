@@ -274,7 +274,9 @@ def load(
         known = f"Known: {', '.join(shipped_names())}, <architecture>-random (`workbench models` lists all), folders and hub ids."
         if folder.exists():
             expected = "Expected a folder written by models.save or in Hugging Face layout, or a name."
-            raise UnknownModel(f"{text!r} holds no config.json. {expected} {known}")
+            inside = sorted(str(each.parent) for each in folder.glob("*/config.json"))[:3]
+            nearest = f" Did you mean {' or '.join(map(repr, inside))}?" if inside else ""
+            raise UnknownModel(f"{text!r} holds no config.json.{nearest} {expected} {known}")
         names = [*SHORT, *(record.name for record in list_models())]
         raise UnknownModel(why_missing(text) or f"Unknown model {text!r}.{suggestion(text, names)} {known}")
     if dtype == "auto":

@@ -175,6 +175,9 @@ def test_a_missing_architecture_behind_random(tmp_path: Path) -> None:
         models.load("retnett-random")
     with pytest.raises(UnknownModel, match=r"holds no config.json. Expected a folder written by models.save"):
         models.load(tmp_path)
+    models.save(models.build("gpt2"), tmp_path / "mine" / "one")
+    with pytest.raises(UnknownModel, match=r"mine' holds no config.json. Did you mean '.*mine/one'"):
+        models.load(str(tmp_path / "mine"))
 
 
 def change(folder: Path, edit: Any) -> Path:
