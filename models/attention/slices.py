@@ -1,7 +1,7 @@
 """Attention without some projections (Hosseini & Hosseini 2024, "You need to pay better attention"): heads read slices of the input.
 
-Optimised attention leaves out W_V, efficient attention W_K and W_V. Super attention, which mixes values over fixed positions before they
-are read, is not here: it needs texts of one length.
+Optimised attention leaves out W_V, efficient attention W_K and W_V. Super attention also mixes values over places before they are read:
+`models.attention.value_alignment`.
 """
 
 from dataclasses import dataclass

@@ -10,12 +10,18 @@ from torch import Tensor
 from models.attention.alibi import AlibiConfig
 from models.attention.bam import BAMConfig
 from models.attention.combiner import CombinerConfig
+from models.attention.comparison import AsScoredConfig, ComparisonConfig
+from models.attention.compressive import compressive_mixer
 from models.attention.cope import CoPEConfig
 from models.attention.cross import CrossAttentionConfig, Source
 from models.attention.differential import DifferentialConfig, DifferentialNormConfig
+from models.attention.digit_positions import DigitPositionConfig
 from models.attention.gates import ImportanceConfig, OutputGateConfig
+from models.attention.graph import GraphDistanceConfig
 from models.attention.infini import InfiniConfig
+from models.attention.kernel_scores import KernelScoreConfig
 from models.attention.landmark import LandmarkConfig
+from models.attention.layout import LayoutScoreConfig
 from models.attention.low_rank import SharedBaseConfig
 from models.attention.masks import BlockCausalConfig, DocumentsConfig, FixedConfig, PrefixConfig, StridedConfig
 from models.attention.memory_slots import MemorySlotsConfig
@@ -30,9 +36,13 @@ from models.attention.routing import RoutingConfig
 from models.attention.site import AttentionConfig
 from models.attention.slices import SliceConfig
 from models.attention.t5 import T5BiasConfig
+from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
+from models.attention.time_rotary import TimeRopeConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
+from models.attention.value_alignment import ValueAlignmentConfig
 from models.configs import config_to_json
 from models.context import Context
+from models.depth.centrality import CentralityConfig
 from models.depth.dense import DenseFormerConfig
 from models.depth.halting import ACTConfig, PonderConfig
 from models.depth.hierarchical import HierarchicalConfig
@@ -68,6 +78,15 @@ SITES: dict[str, Any] = {
     "relations": attention(project=SymbolValuesConfig(1, 3), mix=RelationsConfig(1, 2, 3)),
     "n-grams": attention(project=ValuesOnlyConfig(), score=NGramConfig((0, 1)), normalise=EmptyRowsConfig()),
     "pairs": attention(score=PairScoreConfig(4)),
+    "kernel": attention(score=KernelScoreConfig(frequencies=3)),
+    "kernel, generated": attention(score=KernelScoreConfig("fourier", "generated", frequencies=3)),
+    "comparison": attention(score=ComparisonConfig(), normalise=AsScoredConfig()),
+    "talking heads": attention(position=TalkingScoresConfig(), reweight=TalkingWeightsConfig()),
+    "alignment": attention(reweight=ValueAlignmentConfig(LENGTH)),
+    "layout": attention(project=ValuesOnlyConfig(), score=LayoutScoreConfig(grid=LENGTH, width=4)),
+    "times": attention(position=TimeRopeConfig()),
+    "graph": attention(position=GraphDistanceConfig(3)),
+    "digits": attention(position=DigitPositionConfig(2, 3, width=4, heads=2, layers=1)),
     "sink": attention(normalise=SinkConfig()),
     "top-k": attention(normalise=TopKConfig(2)),
     "ReLU": attention(normalise=ReluConfig()),
@@ -82,6 +101,7 @@ SITES: dict[str, Any] = {
     "fixed": attention(mask=FixedConfig(3, 1)),
     "clusters": attention(mask=RoutingConfig(2)),
     "segments": TransformerXLConfig(HEADS, mask=RecentSegmentsConfig(2, 2)),
+    "compressed": compressive_mixer(HEADS, segment=2, memory=0, slots=2, rate=2, learned=True),
     "infini": InfiniConfig(HEADS, 2),
     "infini, delta": InfiniConfig(HEADS, 2, "delta"),
     "cross": CrossAttentionConfig(HEADS),
@@ -184,6 +204,7 @@ def test_types_learn_like_their_softmax() -> None:
 WIRINGS: dict[str, Any] = {
     "DenseFormer": DenseFormerConfig(),
     "ACT": ACTConfig(steps=3, threshold=0.8, halt_bias=0.0),
+    "centrality": CentralityConfig(2),
     "exits": PonderConfig(steps=3, width=4),
     "loop": LoopedConfig(times=2, before=1),
     "two levels": HierarchicalConfig(low=1),

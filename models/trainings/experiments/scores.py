@@ -19,7 +19,8 @@ from workbench.lab.tasks import Counting, Induction, SameDifferent
 NOISIER = lookup(length=257, queries=8, scattered=True)
 
 
-def _plain(words: str, vocab_size: int = NOISY.vocab_size, **changes: Any) -> Side:
+def plain(words: str, vocab_size: int = NOISY.vocab_size, **changes: Any) -> Side:
+    """A small model of one layer of such attention."""
     return Side(words, small(attention(**changes), vocab_size))
 
 
@@ -28,7 +29,7 @@ def _in_noise(name: str, paper: str, words: str, tried: str, **site: Any) -> Non
     experiment(
         "scores", name=name, architecture=name, paper=paper, thing="finds six pairs in a row eight times as long, the rest noise",
         task=NOISY, test=NOISIER,
-        ours=_plain(words, **site), baseline=_plain("softmax attention"), measure=ACCURACY, rule=Better(0.9, 0.1), steps=300,
+        ours=plain(words, **site), baseline=plain("softmax attention"), measure=ACCURACY, rule=Better(0.9, 0.1), steps=300,
         tried=tried,
     )  # fmt: skip
 
@@ -52,7 +53,7 @@ _in_noise(
 experiment(
     "scores", name="bird-eye", architecture="bird-eye", paper="Bird-Eye Transformers 2022",
     thing="reads the answer with more of its weight, among noise of no importance", task=NOISY,
-    ours=_plain("rows are weighed again by a learned importance", reweight=ImportanceConfig()), baseline=_plain("softmax attention"),
+    ours=plain("rows are weighed again by a learned importance", reweight=ImportanceConfig()), baseline=plain("softmax attention"),
     measure=SOURCE, rule=Better(0.75, 0.01), steps=300,
     tried="On seed 0, from which the rule was taken, it read 0.03 more of the answer than the baseline; other seeds do not repeat it. "
     "In rows eight times as long both are always right (seed 0).",
@@ -63,7 +64,7 @@ def _as_good(name: str, architecture: str, paper: str, words: str, saves: str, *
     """Answers as well as plain attention with less of something."""
     fields: dict[str, Any] = {
         "name": name, "architecture": architecture, "paper": paper, "thing": f"answers as well with {saves}", "task": NOISY,
-        "ours": _plain(words), "baseline": _plain("four heads with keys and values of their own"), "measure": ACCURACY,
+        "ours": plain(words), "baseline": plain("four heads with keys and values of their own"), "measure": ACCURACY,
         "rule": AsGood(0.95, 0.02, saves), "steps": 300,
     }  # fmt: skip
     experiment("scores", **{**fields, **changes})
@@ -71,26 +72,26 @@ def _as_good(name: str, architecture: str, paper: str, words: str, saves: str, *
 
 _as_good(
     "multi-query", "alibi", "Shazeer 2019", "four heads, one key and value", "a quarter of the keys and values",
-    ours=_plain("four heads, one key and value", n_key_value_heads=1),
+    ours=plain("four heads, one key and value", n_key_value_heads=1),
 )  # fmt: skip
 _as_good(
     "grouped-query", "llama", "Ainslie et al. 2023", "four heads, two keys and values", "half of the keys and values",
-    ours=_plain("four heads, two keys and values", n_key_value_heads=2),
+    ours=plain("four heads, two keys and values", n_key_value_heads=2),
 )  # fmt: skip
 _as_good(
     "optimised-attention", "optimised-attention", "Hosseini & Hosseini 2024", "values are slices of the stream", "no map of values",
-    ours=_plain("values are slices of the stream", project=SliceConfig(), bias=("query", "key", "output")),
+    ours=plain("values are slices of the stream", project=SliceConfig(), bias=("query", "key", "output")),
 )  # fmt: skip
 _as_good(
     "top-k-attention", "top-k-attention", "AxFormer 2020", "every row reads its four best tokens", "four tokens read per row",
-    ours=_plain("every row reads its four best tokens", normalise=TopKConfig(k=4)), baseline=_plain("every row reads all tokens"),
+    ours=plain("every row reads its four best tokens", normalise=TopKConfig(k=4)), baseline=plain("every row reads all tokens"),
     steps=600,
     tried="After 300 steps 1.00 and 0.96 right (seeds 1 and 2), and 0.29 where a row reads a single token: only what is read gets a "
     "gradient.",
 )  # fmt: skip
 _as_good(
     "wide-attention", "wide-attention", "Brown et al. 2022", "one layer of 12 heads", "one layer instead of three",
-    ours=_plain("one layer of 12 heads", n_heads=3 * HEADS, d_head=12),
+    ours=plain("one layer of 12 heads", n_heads=3 * HEADS, d_head=12),
     baseline=Side("three layers of 4 heads", small(attention(), NOISY.vocab_size, 3)),
     tried="One step of looking up is all that is asked; what takes several steps (see Depth) needs layers.",
 )  # fmt: skip
@@ -101,11 +102,11 @@ experiment(
     name="dual-attention", architecture="dual-attention", paper="Altabaa & Lafferty 2024",
     thing="tells same from different, of objects that it never met", task=SEEN,
     test=SameDifferent(vocab_size=512, first=256, objects=256),
-    ours=_plain(
+    ours=plain(
         "two of four heads relate tokens", SEEN.vocab_size, position="rope",
         project=SymbolValuesConfig(heads=2), mix=RelationsConfig(heads=2, symmetric=True),
     ),
-    baseline=_plain("four ordinary heads", SEEN.vocab_size, position="rope"), measure=ACCURACY, rule=Better(0.7, 0.1), steps=400,
+    baseline=plain("four ordinary heads", SEEN.vocab_size, position="rope"), measure=ACCURACY, rule=Better(0.7, 0.1), steps=400,
     tried="A first rule (0.85, and 0.15 above) did not hold: 0.66 and 0.54 right with 32 objects to learn from, 0.77 and 0.56 with "
     "256 (seed 100), 0.84 and 0.73 with 1,024 and 800 steps. It learns the relation sooner, but neither learns it whole: both also "
     "learn the objects by heart.",
@@ -115,19 +116,19 @@ REPEATS = Induction(vocab_size=24, length=33)
 experiment(
     "scores",
     name="ngram-heads", architecture="ngram-heads", paper="Akyürek et al. 2024", thing="continues what repeats, in one layer", task=REPEATS,
-    ours=_plain(
+    ours=plain(
         "heads that read what followed the last one or two tokens", REPEATS.vocab_size, project=ValuesOnlyConfig(),
         score=NGramConfig(orders=(1, 1, 2, 2)), normalise=EmptyRowsConfig(),
     ),
-    baseline=_plain("rotary positions", REPEATS.vocab_size, position="rope"), measure=ACCURACY, rule=Better(0.9, 0.4), steps=200,
+    baseline=plain("rotary positions", REPEATS.vocab_size, position="rope"), measure=ACCURACY, rule=Better(0.9, 0.4), steps=200,
 )  # fmt: skip
 
 NARROW: dict[str, Any] = {"d_head": 1, "d_value": 12}
 experiment(
     "scores", name="neural-attention", architecture="neural-attention", paper="Neural Attention 2025",
     thing="matches questions and pairs by one number per head", task=NOISY,
-    ours=_plain("a small network scores every pair of numbers", score=PairScoreConfig(d_pair=8), **NARROW),
-    baseline=_plain("the product of the two numbers", **NARROW), measure=LOSS, rule=Better(0.05, 0.005), steps=400,
+    ours=plain("a small network scores every pair of numbers", score=PairScoreConfig(d_pair=8), **NARROW),
+    baseline=plain("the product of the two numbers", **NARROW), measure=LOSS, rule=Better(0.05, 0.005), steps=400,
     tried="The product of one number per head is enough for six pairs, so a network has nothing to add: four values of a softmax tell "
     "what none of them selects. With one head and no MLP 0.69 right, the product 0.80 (seed 100).",
 )  # fmt: skip
@@ -136,16 +137,16 @@ COUNTS = Counting(length=25, limit=3, density=0.1)
 experiment(
     "scores", name="gated-sinks", architecture="gated-sinks", paper="gpt-oss 2025",
     thing="counts: rows that may read nothing tell how much there was to read", task=COUNTS,
-    ours=_plain(
+    ours=plain(
         "a learned logit for reading nothing, an output gate", COUNTS.vocab_size,
         bias=False, normalise=SinkConfig(), post=OutputGateConfig(),
     ),
-    baseline=_plain("softmax attention", COUNTS.vocab_size, bias=False), measure=ACCURACY, rule=Better(0.85, 0.1), steps=400,
+    baseline=plain("softmax attention", COUNTS.vocab_size, bias=False), measure=ACCURACY, rule=Better(0.85, 0.1), steps=400,
 )  # fmt: skip
 experiment(
     "scores", name="qk-norm", architecture="qk-norm", paper="Henry et al. 2020",
     thing="learns at a rate at which scores explode", task=NOISY,
-    ours=_plain("normalised queries and keys, soft caps", qk_norm=QKNormConfig(), softcap=5.0), baseline=_plain("plain scores"),
+    ours=plain("normalised queries and keys, soft caps", qk_norm=QKNormConfig(), softcap=5.0), baseline=plain("plain scores"),
     measure=ACCURACY, rule=Better(0.9, 0.2), steps=300, rate=0.3,
     tried="At the rate 0.05 both learn it.",
 )  # fmt: skip

@@ -1,0 +1,467 @@
+"""Attention that is composed of further parts, against the papers' equations written again: kernels, comparisons, talking heads, aligned
+values, layouts, times, compressed memory. Float64; every part is also reduced to what it generalises."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import models
+from kernels.gated_linear_attention import gated_linear_attention
+from models.attention.comparison import AsScoredConfig, ComparisonConfig
+from models.attention.compressive import CompressionConfig, compressive_mixer
+from models.attention.digit_positions import DigitPositionConfig
+from models.attention.graph import GraphDistanceConfig, shortest_paths
+from models.attention.kernel_scores import KernelScoreConfig
+from models.attention.layout import LayoutScoreConfig
+from models.attention.ngram import ValuesOnlyConfig
+from models.attention.site import AttentionConfig
+from models.attention.slices import SliceConfig
+from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
+from models.attention.time_rotary import TimeRopeConfig
+from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
+from models.attention.value_alignment import ValueAlignmentConfig
+from models.parts.positions import sinusoidal
+from tests.models.test_attention_parts import EXACT, LENGTH, WIDTH, built, largest, seen, text
+
+CAUSAL = torch.ones(LENGTH, LENGTH).tril().bool()
+
+
+def with_weights_of(model: Any, other: Any) -> Any:
+    """`model` with those weights of `other` that it has too."""
+    own = model.state_dict()
+    model.load_state_dict({**own, **{name: value for name, value in other.state_dict().items() if name in own}})
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------- kernels
+
+
+def features(part: Any, x: Tensor) -> Tensor:
+    """φ(x) of the paper, x [batch, pos, head, d_head] -> [batch, head, pos, feature]."""
+    config = part.config
+    if config.spectrum == "gaussian":
+        omega = part.mean[:, None] + part.noise * torch.exp(part.log_variance / 2)[:, None]
+    else:
+        first, _, last, _ = part.generator
+        omega = torch.tanh(last(torch.nn.functional.leaky_relu(first(part.noise))))
+    phase = torch.einsum("bphd,hmd->bhpm", x, omega)
+    if config.features == "fourier":
+        wave = torch.cat([phase.cos(), phase.sin()], -1) / math.sqrt(config.frequencies)
+        return torch.cat([wave, torch.ones_like(wave[..., :1])], -1)
+    return torch.exp(phase - config.offset * x.square().sum(-1).transpose(1, 2)[..., None])
+
+
+@pytest.mark.parametrize("kinds", [(f, s) for f in ("positive", "fourier") for s in ("gaussian", "generated")], ids=str)
+def test_kernel_scores_are_linear_attention_over_features(kinds: tuple[str, str]) -> None:
+    """z is Σ φ(q)·φ(k) v / Σ φ(q)·φ(k), by the recurrent kernel that never forms the map; and the map itself cell by cell."""
+    model = built(AttentionConfig(4, score=KernelScoreConfig(*kinds, frequencies=7)))
+    got = seen(model, "hook_q", "hook_k", "hook_v", "hook_z", "hook_pattern")
+    part, root = model.blocks[0].attn.score, (WIDTH / 4) ** -0.25
+    phi_q, phi_k = features(part, got["hook_q"] * root), features(part, got["hook_k"] * root)
+    v = got["hook_v"].transpose(1, 2)
+    both = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    read, _ = gated_linear_attention(phi_q, phi_k, both, mode="recurrent")
+    assert largest(read[..., :-1] / read[..., -1:] - got["hook_z"].transpose(1, 2)) < EXACT
+    kernel = (phi_q @ phi_k.transpose(-1, -2)) * CAUSAL
+    assert largest(kernel / kernel.sum(-1, keepdim=True) - got["hook_pattern"]) < EXACT
+    assert largest(got["hook_pattern"][:, :, -1] - 1 / LENGTH) > 0.01
+
+
+def test_kernels_tend_to_what_they_estimate() -> None:
+    """With standard normal frequencies the map nears softmax's (offset ½) or the Gaussian kernel's, at the rate of a mean over draws."""
+    plain = built(AttentionConfig(4), std=0.08)
+    got = seen(plain, "hook_q", "hook_k", "hook_pattern")
+    q, k = (got[name].transpose(1, 2) * 6**-0.25 for name in ("hook_q", "hook_k"))
+    apart = (q[:, :, :, None] - k[:, :, None]).square().sum(-1)
+    hidden = ~CAUSAL
+    gaussian = (-apart / 2).masked_fill(hidden, -math.inf)
+    expected = {
+        ("positive", 0.5): got["hook_pattern"],
+        ("positive", 1.0): gaussian.softmax(-1),
+        ("fourier", 0.5): gaussian.exp().add(1).masked_fill(hidden, 0),
+    }
+    expected["fourier", 0.5] = expected["fourier", 0.5] / expected["fourier", 0.5].sum(-1, keepdim=True)
+    for (kind, offset), pattern in expected.items():
+        errors = []
+        for count in (100, 40000):
+            config = KernelScoreConfig(kind, frequencies=count, offset=offset, seed=5)
+            model = with_weights_of(built(AttentionConfig(4, score=config)), plain)
+            part = model.blocks[0].attn.score
+            part.mean.zero_(), part.log_variance.zero_()
+            errors.append(float((seen(model, "hook_pattern")["hook_pattern"] - pattern).square().mean().sqrt()))
+        assert errors[1] < 0.12 * errors[0] and errors[1] < 1e-3, (kind, offset, errors)  # √400 = 20 times smaller
+
+
+def test_kernels_draw_their_noise_once_and_anew_when_told() -> None:
+    model = models.build("kernelized").double()
+    parts = [block.attn.score for block in model.blocks]
+    assert largest(parts[0].noise - parts[1].noise) > 0.1
+    before = model(text())
+    parts[0].redraw(77)
+    assert largest(model(text()) - before) > 1e-9
+    parts[0].redraw(0)
+    assert torch.equal(model(text()), before)
+    with pytest.raises(ValueError, match=r"Unknown features 'positve'. Did you mean 'positive'"):
+        KernelScoreConfig("positve")
+    with pytest.raises(ValueError, match="frequencies is 0; expected at least 1"):
+        KernelScoreConfig(frequencies=0)
+
+
+def test_far_keys_do_not_break_a_kernel() -> None:
+    """Exponents far outside the range of a 64-bit exponential still give the map that their differences say."""
+    model = built(AttentionConfig(4, score=KernelScoreConfig(frequencies=1)), std=3.0)
+    got = seen(model, "hook_q", "hook_k", "hook_pattern")
+    part, root = model.blocks[0].attn.score, 6**-0.25
+    omega = part.frequencies()
+    k = got["hook_k"].transpose(1, 2) * root
+    exponent = torch.einsum("bhkd,hmd->bhkm", k, omega)[..., 0] - 0.5 * k.square().sum(-1)  # the query's own cancels
+    assert float(exponent.min()) < -800
+    expected = exponent[:, :, None].expand(-1, -1, LENGTH, -1).masked_fill(~CAUSAL, -math.inf).softmax(-1)
+    assert largest(expected - got["hook_pattern"]) < EXACT
+
+
+# ------------------------------------------------------------------------------------------- comparisons, talking heads
+
+
+def test_combined_attention_is_match_times_closeness() -> None:
+    """Cell by cell; where query and key coincide the gate is 1, and nothing sums to 1."""
+    model = built(AttentionConfig(4, score=ComparisonConfig(), normalise=AsScoredConfig()))
+    got = seen(
+        model, "hook_q", "hook_k", "hook_pattern", "score.hook_match", "score.hook_closeness", "hook_z", "hook_v"
+    )
+    for head, i, j in ((0, 4, 2), (3, 12, 0), (1, 7, 7)):
+        q, k = got["hook_q"][1, i, head].tolist(), got["hook_k"][1, j, head].tolist()
+        match = math.tanh(sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(6))
+        gate = 2 / (1 + math.exp(sum(abs(a - b) for a, b in zip(q, k, strict=True)) / math.sqrt(6)))
+        assert float(got["score.hook_match"][1, head, i, j]) == pytest.approx(match, abs=1e-9)
+        assert float(got["score.hook_closeness"][1, head, i, j]) == pytest.approx(gate, abs=1e-9)
+        assert float(got["hook_pattern"][1, head, i, j]) == pytest.approx(match * gate, abs=1e-9)
+    assert largest(got["hook_pattern"][..., ~CAUSAL]) == 0
+    attn = model.blocks[0].attn
+    attn.key.weight.copy_(attn.query.weight), attn.key.bias.copy_(attn.query.bias)
+    same = seen(model, "score.hook_closeness")["score.hook_closeness"].diagonal(dim1=-2, dim2=-1)
+    assert largest(same - 1) < EXACT
+
+
+def test_talking_heads_are_two_projections_of_heads() -> None:
+    """The paper's einsums with projections 1 + A and 1 + B; without A and B it is ordinary attention, with one of them the other half."""
+    site = AttentionConfig(4, position=("rope", TalkingScoresConfig()), reweight=TalkingWeightsConfig())
+    model = built(site)
+    attn = model.blocks[0].attn
+    got = seen(model, "hook_rot_q", "hook_rot_k", "hook_v", "hook_z")
+    before, behind = (
+        torch.eye(4).double() + part.mix for part in (attn.bias["talking_scores"], attn.reweight["talking_weights"])
+    )
+    logits = torch.einsum("bqhd,bkhd->bhqk", got["hook_rot_q"], got["hook_rot_k"]) / math.sqrt(6)
+    mixed = torch.einsum("bgqk,hg->bhqk", logits, before).masked_fill(~CAUSAL, -math.inf).softmax(-1)
+    weights = torch.einsum("bgqk,hg->bhqk", mixed, behind)
+    assert largest(torch.einsum("bhqk,bkhd->bqhd", weights, got["hook_v"]) - got["hook_z"]) < EXACT
+    plain = with_weights_of(built(AttentionConfig(4, position="rope")), model)
+    assert largest(plain(text()) - model(text())) > 1e-4
+    attn.bias["talking_scores"].mix.zero_(), attn.reweight["talking_weights"].mix.zero_()
+    assert largest(plain(text()) - model(text())) < EXACT
+
+
+# ---------------------------------------------------------------------------------------------------------- aligned values
+
+
+def test_super_attention_reads_aligned_values() -> None:
+    """P (W_A V) with W_A lower triangular, by its own product; the identity is efficient attention; longer texts are refused in words."""
+    sliced = SliceConfig(("key", "value"))
+    site = AttentionConfig(4, bias=("query",), project=sliced, reweight=ValueAlignmentConfig(LENGTH + 1))
+    model = built(site)
+    align = model.blocks[0].attn.reweight["value_alignment"].align
+    got = seen(model, "hook_raw_pattern", "hook_pattern", "hook_v", "hook_z")
+    aligned = torch.einsum("jt,bthd->bjhd", align[:LENGTH, :LENGTH].tril(), got["hook_v"])
+    assert largest(torch.einsum("bhqj,bjhd->bqhd", got["hook_raw_pattern"], aligned) - got["hook_z"]) < EXACT
+    assert largest(got["hook_pattern"] - got["hook_raw_pattern"]) > 0.01
+    both_ways = built(replace(site, causal=False))
+    wide = seen(both_ways, "hook_raw_pattern", "hook_pattern")
+    full = both_ways.blocks[0].attn.reweight["value_alignment"].align[:LENGTH, :LENGTH]
+    assert largest(wide["hook_raw_pattern"] @ full - wide["hook_pattern"]) < EXACT
+    efficient = with_weights_of(built(AttentionConfig(4, bias=("query",), project=sliced)), model)
+    align.copy_(torch.eye(LENGTH + 1))
+    assert largest(efficient(text()) - model(text())) < EXACT
+    with pytest.raises(
+        ValueError, match=r"A text reaches place 15; super attention aligns the values of 14 places, 0 to 13"
+    ):
+        model(text(length=16))
+    with pytest.raises(ValueError, match="got fractional facts"):
+        built(replace(site, position="none"))(text(), facts={"positions": torch.arange(LENGTH)[None] * 0.5})
+
+
+# ------------------------------------------------------------------------------------------------------- layouts and times
+
+
+def skim(layers: int = 3) -> Any:
+    score = LayoutScoreConfig(coordinates=2, grid=20, width=10)
+    return built(AttentionConfig(4, position="none", project=ValuesOnlyConfig(), score=score), layers=layers)
+
+
+def test_one_map_from_the_layout_serves_all_layers() -> None:
+    """By loops; words change no weight, places do; an edit of the first layer's scores reaches every layer."""
+    model = skim()
+    layout = torch.randint(0, 20, (2, LENGTH, 2), generator=torch.Generator().manual_seed(4))
+    patterns = model.patterns(text(), facts={"layout": layout})
+    assert [name for name, _ in model.named_parameters() if "tables" in name] == ["blocks.0.attn.score.map.tables"]
+    own = model.blocks[0].attn.score.map
+    e = own.tables[0][layout[1, :, 0]] + own.tables[1][layout[1, :, 1]]
+    q, k = own.query(e).view(LENGTH, 4, 6), own.key(e).view(LENGTH, 4, 6)
+    for head, i in ((0, 3), (3, 12)):
+        row = torch.stack([q[i, head] @ k[j, head] for j in range(i + 1)]) / math.sqrt(6)
+        for layer in range(3):
+            assert largest(patterns[layer].values[1, head, i, : i + 1] - row.softmax(0)) < EXACT
+    others = model.patterns(text().flip(0), facts={"layout": layout})[1].values
+    assert torch.equal(others, patterns[1].values)
+    line = torch.stack([torch.arange(LENGTH), torch.zeros(LENGTH, dtype=torch.long)], -1)[None]
+    assert largest(model(text()) - model(text(), facts={"layout": line})) == 0
+    assert largest(model(text()) - model(text(), facts={"layout": layout})) > 1e-4
+    flat = [("blocks.0.attn.score.hook_layout_scores", lambda s, hook: 0 * s)]
+    even = model.run_with_cache(text(), names="blocks.2.attn.hook_pattern", hooks=flat)[1]
+    assert largest(even["blocks.2.attn.hook_pattern"][:, :, -1] - 1 / LENGTH) < EXACT
+    with pytest.raises(ValueError, match=r"facts\['layout'\] has shape \(2, 13, 3\); expected"):
+        model(text(), facts={"layout": torch.zeros(2, LENGTH, 3)})
+    with pytest.raises(ValueError, match=r"A token stands at 20; expected coordinates from 0 to 19"):
+        model(text(), facts={"layout": layout + 1})
+
+
+def test_rotations_by_place_and_time() -> None:
+    """Scores as Σ over pairs of |q||k| cos(angle) with the angles of the formula; steady clocks give RoPE; only differences matter."""
+    times = torch.tensor([0.0, 0.3, 1, 4, 4.5, 9, 9, 10, 30, 31, 31.5, 40, 77]).double()[None].expand(2, -1)
+    for split in ("sum", "pairs", "heads"):
+        config = TimeRopeConfig(split, share=0.5, base=100.0, time_base=50.0, unit=2.0)
+        model = built(AttentionConfig(4, 2, position=config))
+        got = seen(model, "hook_q", "hook_k", "hook_attn_scores", facts={"times": times})
+        for head, i, j in ((0, 5, 2), (3, 12, 0), (1, 7, 6), (2, 9, 9)):
+            q, k = got["hook_q"][1, i, head], got["hook_k"][1, j, head // 2]
+            total = 0.0
+            steps, clock = i - j, float(times[1, i] - times[1, j]) / 2
+            for pair in range(3):
+                if split == "sum":
+                    angle = steps * 100 ** (-pair / 3) + clock * 50 ** (-pair / 3)
+                elif split == "heads":
+                    angle = steps * 100 ** (-pair / 3) if head // 2 == 0 else clock * 50 ** (-pair / 3)
+                else:  # two pairs by place, one by time
+                    angle = steps * 100 ** (-pair / 2) if pair < 2 else clock
+                a, b = complex(q[pair], q[pair + 3]), complex(k[pair], k[pair + 3])
+                total += (a * b.conjugate() * complex(math.cos(angle), math.sin(angle))).real
+            assert float(got["hook_attn_scores"][1, head, i, j]) == pytest.approx(total / math.sqrt(6), abs=1e-9), split
+        there = model(text(), facts={"times": times})
+        assert largest(model(text(), facts={"times": times + 500}) - there) < 1e-9
+        assert largest(model(text(), facts={"times": times * 1.1}) - there) > 1e-5
+        first, state = model(text()[:, :6], return_state=True, facts={"times": times[:, :6]})
+        rest = model(text()[:, 6:], state=state, facts={"times": times})
+        assert largest(torch.cat([first, rest], 1) - there) < EXACT
+        with pytest.raises(ValueError, match=r"facts\['times'\] has shape \(2, 5\); expected \[batch or 1, key\]"):
+            model(text(), facts={"times": times[:, :5]})
+    rope = built(AttentionConfig(4, position="rope"))
+    steady = with_weights_of(built(AttentionConfig(4, position=TimeRopeConfig("heads"))), rope)
+    assert largest(steady(text()) - rope(text())) < EXACT  # without times a token's time is its place
+    for split in ("heads", "pairs"):
+        by_place = with_weights_of(built(AttentionConfig(4, position=TimeRopeConfig(split, share=1.0))), rope)
+        assert largest(by_place(text(), facts={"times": times}) - rope(text())) < EXACT
+    summed = with_weights_of(built(AttentionConfig(4, position=TimeRopeConfig("sum"))), rope)
+    assert largest(summed(text(), facts={"times": 0 * times}) - rope(text())) < EXACT
+    with pytest.raises(ValueError, match=r"Unknown split 'head'. Did you mean 'heads'"):
+        TimeRopeConfig("head")
+
+
+# ------------------------------------------------------------------------------------------------------- compressed memory
+
+
+def by_queues(model: Any, tokens: Tensor, segment: int, memory: int, slots: int, rate: int) -> Tensor:
+    """Layer 0's attention output, segment by segment with two queues of hidden states as the paper has them, one sequence and loops."""
+    site, block = model.blocks[0].attn, model.blocks[0]
+    hidden = block.ln1(model(tokens, stop_at_layer=0))[0]
+    part, heads = site.normalise, site.n_heads
+    width = site.d_head
+    u, relative = site.bias["key_preference"].u, site.bias["relative"]
+
+    def waves(distance: float) -> Tensor:
+        return relative.project(sinusoidal(torch.tensor([distance], dtype=torch.float64), WIDTH))[0].view(heads, width)
+
+    recent: list[tuple[int, Tensor]] = []  # (place, hidden state)
+    compressed: list[list[tuple[int, Tensor]]] = []
+    out = []
+    for start in range(0, len(hidden), segment):
+        piece = [(start + n, h) for n, h in enumerate(hidden[start : start + segment])]
+        for i, h in piece:
+            q = site.query(h).view(heads, width)
+            z = torch.zeros(heads, width, dtype=torch.float64)
+            for head in range(heads):
+                share = part.weigh[head].softmax(0)
+                sources = [
+                    ([place], x, torch.ones(1).double()) for place, x in recent + [p for p in piece if p[0] <= i]
+                ]
+                for group in compressed[-slots:] if slots else []:
+                    mean = sum(w * x for w, (_, x) in zip(share, group, strict=True))
+                    sources.append(([place for place, _ in group], mean, share.double()))
+                scores, values = [], []
+                for places, x, weight in sources:
+                    k, v = (linear(x).view(heads, width)[head] for linear in (site.key, site.value))
+                    r = sum(w * waves(float(i - place))[head] for w, place in zip(weight, places, strict=True))
+                    scores.append(((q[head] + u[head]) @ k + (q[head] + relative.v[head]) @ r) * site.scale)
+                    values.append(v)
+                z[head] = torch.stack(scores).softmax(0) @ torch.stack(values)
+            out.append(site.output(z.flatten()))
+        recent += piece
+        while len(recent) > memory:  # the oldest leave the memory, `rate` at a time, for one new slot
+            compressed.append(recent[:rate])
+            recent = recent[rate:]
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(("memory", "slots", "rate", "learned"), [(4, 2, 2, False), (2, 3, 2, True), (0, 1, 4, True)])
+def test_compressed_memory_is_two_queues(memory: int, slots: int, rate: int, learned: bool) -> None:
+    site = compressive_mixer(3, segment=4, memory=memory, slots=slots, rate=rate, learned=learned, bias=False)
+    model = built(site)
+    if learned:
+        weigh = model.blocks[0].attn.normalise.weigh
+        weigh.copy_(torch.randn(weigh.shape, generator=torch.Generator().manual_seed(8)))
+    tokens = text(1, 19)
+    _, cache = model.run_with_cache(tokens, names=["*.hook_attn_out", "*.hook_slot_pattern", "*.hook_pattern"])
+    assert largest(cache["attn_out", 0][0] - by_queues(model, tokens, 4, memory, slots, rate)) < EXACT
+    pattern, weights = (cache[f"blocks.0.attn.{name}"] for name in ("hook_pattern", "normalise.hook_slot_pattern"))
+    begun = 16 - memory  # the last segment's: older tokens are read through slots
+    read = [slot for slot in range(weights.shape[-1]) if float(weights[0, 0, 18, slot]) > 0]
+    assert read == list(range(begun // rate - slots, begun // rate))
+    assert largest(pattern[..., 18, begun:].sum(-1) + weights[..., 18, :].sum(-1) - 1) < EXACT
+    for slot in read:
+        assert largest(pattern[..., 18, slot * rate : (slot + 1) * rate].sum(-1) - weights[..., 18, slot]) < EXACT
+
+
+def test_compression_reduces_to_transformer_xl() -> None:
+    """Without slots, and with slots of one token, a compressive transformer is Transformer-XL with as long a memory."""
+    for slots, rate in ((0, 2), (3, 1)):
+        compressive = built(compressive_mixer(4, segment=4, memory=2, slots=slots, rate=rate), layers=2)
+        mask = RecentSegmentsConfig(4, 2 + slots * rate)
+        plain = with_weights_of(built(TransformerXLConfig(n_heads=4, mask=mask), layers=2), compressive)
+        assert largest(compressive(text()) - plain(text())) < EXACT
+    longer = built(compressive_mixer(4, segment=4, memory=2, slots=3, rate=2), layers=2)
+    assert largest(longer(text()) - with_weights_of(plain, longer)(text())) > 1e-5
+    with pytest.raises(ValueError, match=r"segment \(5\) and memory \(4\) must be multiples of rate \(2\)"):
+        CompressionConfig(5, 4, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------------ graphs
+
+
+def test_shortest_paths_are_counted_by_walking() -> None:
+    """Against a queue that walks a random graph from every node, edges in one direction included."""
+    generator = torch.Generator().manual_seed(2)
+    edges = torch.rand(3, 9, 9, generator=generator) < 0.15
+    got = shortest_paths(edges)
+    assert int(got.max()) > 2 and int(got.min()) == -1
+    for graph, paths in zip(edges.tolist(), got.tolist(), strict=True):
+        for start in range(9):
+            walked, queue = {start: 0}, [start]
+            for node in queue:
+                for other in range(9):
+                    if graph[node][other] and other not in walked:
+                        walked[other] = walked[node] + 1
+                        queue.append(other)
+            assert [walked.get(node, -1) for node in range(9)] == paths[start]
+
+
+def test_graphormer_reads_graphs() -> None:
+    """Biases by distance, cell by cell; nodes in another order give the outputs in that order; a chain is what a text is without facts."""
+    model = models.build("graphormer").double()
+    generator = torch.Generator().manual_seed(6)
+    edges = torch.rand(1, LENGTH, LENGTH, generator=generator) < 0.12
+    edges = edges | edges.transpose(1, 2)
+    facts = {"graph_distances": shortest_paths(edges), "degrees": edges.sum(-1)}
+    assert int(facts["graph_distances"].min()) == -1  # some nodes are apart
+    name = "blocks.1.attn.bias.graph_distance.hook_bias"
+    _, cache = model.run_with_cache(text(), names=[name, "wiring.hook_degree_embed"], facts=facts)
+    table = model.blocks[1].attn.bias["graph_distance"].table
+    for i, j in ((0, 0), (3, 8), (12, 4)):
+        distance = int(facts["graph_distances"][0, i, j])
+        row = 10 if distance < 0 else min(distance, 9)
+        assert largest(cache[name][1, :, i, j] - table[row]) == 0
+    degrees = facts["degrees"][0].clamp(max=5)
+    assert largest(cache["wiring.hook_degree_embed"][1] - model.wiring.table[degrees]) == 0
+    order = torch.randperm(LENGTH, generator=generator)
+    there = {"graph_distances": shortest_paths(edges[:, order][:, :, order]), "degrees": facts["degrees"][:, order]}
+    output = model(text(), facts=facts)
+    assert largest(model(text()[:, order], facts=there) - output[:, order]) < EXACT
+    assert largest(model(text(), facts={**facts, "degrees": 0 * facts["degrees"]}) - output) > 1e-4
+    chain = torch.zeros(1, LENGTH, LENGTH, dtype=torch.bool)
+    chain[0, torch.arange(12), torch.arange(1, 13)] = True
+    chain = chain | chain.transpose(1, 2)
+    as_graph = {"graph_distances": shortest_paths(chain), "degrees": torch.full((1, LENGTH), 2)}
+    assert largest(model(text(), facts=as_graph) - model(text())) < EXACT
+    with pytest.raises(ValueError, match=r"facts\['graph_distances'\] has shape \(1, 13\) and type torch.int64"):
+        model(text(), facts={"graph_distances": torch.zeros(1, LENGTH, dtype=torch.long)})
+    with pytest.raises(ValueError, match=r"facts\['degrees'\] has shape \(1, 5\)"):
+        model(text(), facts={"degrees": torch.zeros(1, 5, dtype=torch.long)})
+
+
+def test_graph_distances_go_on_from_a_state() -> None:
+    """In a causal site a graph's nodes may be read in pieces."""
+    model = built(AttentionConfig(4, position=GraphDistanceConfig(5)), layers=2)
+    edges = torch.rand(2, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.2
+    distances = shortest_paths(edges)
+    whole = model(text(), facts={"graph_distances": distances})
+    _, state = model(text()[:, :7], return_state=True, facts={"graph_distances": distances[:, :7, :7]})
+    rest = model(text()[:, 7:], state=state, facts={"graph_distances": distances})
+    assert largest(rest - whole[:, 7:]) < EXACT
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), text()], 1)
+    real = (torch.arange(LENGTH + 3) >= 3).expand(2, -1)
+    moved = torch.nn.functional.pad(distances, (3, 0, 3, 0))
+    assert largest(model(padded, mask=real, facts={"graph_distances": moved})[:, 3:] - whole) < EXACT
+
+
+# ------------------------------------------------------------------------------------------------------------------ digits
+
+
+def code_by_hand(encoder: Any, position: int) -> Tensor:
+    """The digits of a number without its leading zeros, then [CLS], through GPT-2-like blocks written out for one sequence."""
+    base, count, heads = encoder.config.base, encoder.config.digits, encoder.config.heads
+    digits = []
+    while position or not digits:
+        digits.insert(0, position % base)
+        position //= base
+    places = range(count - len(digits), count)
+    x = torch.stack(
+        [encoder.digit[d] + encoder.place[n] for d, n in zip(digits, places, strict=True)] + [encoder.last[0]]
+    )
+    length, width = x.shape
+    for block in encoder.blocks:
+        norm = torch.nn.functional.layer_norm(x, (width,), block.norm1.weight, block.norm1.bias)
+        both = norm @ block.self_attn.in_proj_weight.T + block.self_attn.in_proj_bias
+        q, k, v = (part.view(length, heads, -1).transpose(0, 1) for part in both.chunk(3, dim=-1))
+        scores = q @ k.transpose(1, 2) / math.sqrt(width // heads)
+        weights = scores.masked_fill(~torch.ones(length, length).tril().bool(), -math.inf).softmax(-1)
+        out = block.self_attn.out_proj
+        x = x + (weights @ v).transpose(0, 1).reshape(length, width) @ out.weight.T + out.bias
+        norm = torch.nn.functional.layer_norm(x, (width,), block.norm2.weight, block.norm2.bias)
+        inner = norm @ block.linear1.weight.T + block.linear1.bias
+        inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+        x = x + inner @ block.linear2.weight.T + block.linear2.bias
+    return encoder.out(x[-1])
+
+
+def test_positions_are_read_digit_by_digit() -> None:
+    """Codes by hand, at positions that a text reaches and far beyond; the term is the match of two codes; layers share one transformer."""
+    model = built(AttentionConfig(4, position=DigitPositionConfig(3, 5, width=10, heads=2)), layers=2)
+    assert {name.split(".")[1] for name, _ in model.named_parameters() if "encoder" in name} == {"0"}
+    first, second = (block.attn.bias["digit_positions"] for block in model.blocks)
+    places = torch.tensor([[0, 1, 4, 5, 7, 24, 25, 26, 60, 99, 100, 123, 124]])
+    codes = first.encoder(places)
+    for number, place in enumerate(places[0].tolist()):
+        assert largest(codes[0, number] - code_by_hand(first.encoder, place)) < EXACT, place
+    names = ["blocks.0.attn.bias.digit_positions.hook_code", "blocks.1.attn.bias.digit_positions.hook_bias"]
+    _, cache = model.run_with_cache(text(), names=names, facts={"positions": places})
+    assert largest(cache[names[0]] - codes) < EXACT
+    q, k = second.query(codes[0]).view(LENGTH, 4, 6), second.key(codes[0]).view(LENGTH, 4, 6)
+    for head, i, j in ((0, 3, 1), (3, 12, 12)):
+        expected = float(q[i, head] @ k[j, head]) / math.sqrt(6)
+        assert float(cache[names[1]][1, head, i, j]) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match=r"Positions reach from 0 to 125; 3 digits of base 5 tell 0 to 124 apart"):
+        model(text(), facts={"positions": places + (places == 124)})
+    with pytest.raises(ValueError, match="got fractional facts"):
+        model(text(), facts={"positions": places * 0.5})
