@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.attention.alibi import Alibi
+from models.attention.memory_slots import MemorySlots
 from models.attention.rotary import Rope
 from models.attention.site import Attention
 from models.parts.positions import Rotary
@@ -170,6 +171,10 @@ def _site(model: Any, layer: int) -> tuple[Any, str]:
     if not isinstance(site, Attention) or site.reads_source:
         raise HookError(
             f"Layer {layer} ({site.describe()['kind']}) is no self-attention, whose positions could be changed."
+        )
+    if isinstance(site, MemorySlots):
+        raise HookError(
+            f"The positions of layer {layer} begin anew with every segment. Expected positions that count the text."
         )
     parts = [*site._rotations, *site._terms]
     others = [part.config.kind for part in parts if not isinstance(part, (Rope, Alibi))]

@@ -285,6 +285,8 @@ def _without_rule(block: Block) -> str | None:
         return f"its mixer is {site.describe()['kind']}, no softmax attention"
     if site.reads_source or not site.matches or site.sizes.maps_per_head > 1:
         return "its patterns are not one product of queries and keys per head"
+    if not site.hook_pattern.meta.exact:
+        return f"its pattern is not all that it reads ({site.hook_pattern.meta.label})"
     if site.qk_norm is not None:
         return "its queries and keys are normalised"
     if not all(isinstance(getattr(site, part), nn.Linear) for part in ("query", "key", "value")):

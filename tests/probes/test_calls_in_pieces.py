@@ -4,11 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.segments import in_segments
 from probes.edges import EdgeGraph
 from probes.erasure import fit_eraser
 from probes.objectives import LogitDifference
 from probes.patching import activation_patching
+from probes.positions import rotation_base
+from probes.reading_edits import KeepTopScores, ReadOnly, streaming
+from probes.relevance_propagation import NoRule, propagate
 from tests.models.test_consistency import lively
+from workbench.instrument.errors import HookError
 from workbench.instrument.interventions import Patch
 
 OBJECTIVE = LogitDifference(3, 4)
@@ -60,3 +65,23 @@ def test_edges_are_refused_over_several_segments(prompts: Tensor) -> None:
     with pytest.raises(ValueError, match="in pieces"):
         EdgeGraph(model, prompts[:1], prompts[1:])
     assert EdgeGraph(model, prompts[:1, :5], prompts[1:, :5]).present.any()  # which checks its runs by itself
+
+
+def test_what_has_no_rule_for_a_memory_is_refused(prompts: Tensor) -> None:
+    model = lively("recurrent-memory")
+    with pytest.raises(NoRule, match="memory slots get the rest"):
+        propagate(model, prompts, lambda logits, tokens: logits[:, -1, 3])
+    with pytest.raises(HookError, match="begin anew with every segment"):
+        rotation_base(model, 20000.0, layer=1)
+
+
+def test_edits_of_scores_and_masks_are_the_same_segment_by_segment(prompts: Tensor) -> None:
+    """In one call and handed on: what a mask hides and which scores are kept is counted in the text."""
+    model = lively("recurrent-memory")
+    plain = model(prompts)
+    for edit in (KeepTopScores(k=2), ReadOnly(allowed=streaming(17, sinks=1, window=2))):
+        whole = model.run_with_hooks(prompts, hooks=[edit])
+        with model.hooks([edit], strict=False):
+            pieces = torch.cat([logits for logits, _ in in_segments(model, prompts, 5)], 1)
+        torch.testing.assert_close(whole, pieces, rtol=0, atol=1e-10)
+        assert float((whole - plain).detach().abs().max()) > 1e-3
