@@ -14,6 +14,8 @@ from torch import Tensor
 from models.attention.alibi import AlibiConfig
 from models.attention.bam import BAMConfig
 from models.attention.combiner import CombinerConfig
+from models.attention.comparison import AsScoredConfig, ComparisonConfig
+from models.attention.compressive import compressive_mixer
 from models.attention.cope import CoPEConfig
 from models.attention.cross import CrossAttentionConfig, Source
 from models.attention.differential import DifferentialConfig
@@ -32,7 +34,9 @@ from models.attention.rotary import QKNormConfig, RopeConfig, SSMaxConfig
 from models.attention.routing import RoutingConfig
 from models.attention.site import Attention, AttentionConfig
 from models.attention.t5 import T5BiasConfig
+from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
+from models.attention.value_alignment import ValueAlignmentConfig
 from models.depth.halting import ACTConfig, PonderConfig
 from models.depth.hierarchical import HierarchicalConfig
 from models.depth.looped import LoopedConfig
@@ -329,7 +333,11 @@ EFFECTIVE: dict[str, Any] = {
     "combiner": attention(normalise=CombinerConfig(3)),
     "nats": attention(normalise=NatsConfig(2)),
     "routing": attention(mask=RoutingConfig(2)),
+    "talking heads": attention(position=TalkingScoresConfig(), reweight=TalkingWeightsConfig()),
+    "aligned values": attention(reweight=ValueAlignmentConfig(WIDTH // HEADS)),
+    "likeness and closeness": attention(score=ComparisonConfig(), normalise=AsScoredConfig()),
     "transformer_xl": TransformerXLConfig(HEADS, mask=RecentSegmentsConfig(3, 2)),
+    "compressed": compressive_mixer(HEADS, segment=2, memory=2, slots=2, rate=2),
     "infini, linear": InfiniConfig(HEADS, 3),
     "infini, delta": InfiniConfig(HEADS, 3, "delta"),
 }

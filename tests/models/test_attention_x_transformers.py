@@ -15,6 +15,7 @@ from models.attention.normalisers import HardConfig, SinkConfig, TopKConfig
 from models.attention.rotary import QKNormConfig, RopeConfig
 from models.attention.site import Attention, AttentionConfig
 from models.attention.t5 import t5_bucket
+from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
 from models.depth.dense import DenseFormerConfig
 from models.parts.positions import alibi_slopes
@@ -86,6 +87,16 @@ def test_gated_outputs(agrees: Agrees) -> None:
     layer, x = site(plain(post=OutputGateConfig())), stream()
     theirs = whole(layer, gate_values=True)
     theirs.to_v_gate.weight.copy_(layer.post["output_gate"].gate.weight)
+    agrees(out(layer, x), theirs(x))
+
+
+def test_talking_heads(agrees: Agrees) -> None:
+    """Their projection of scores is added to them, that of weights replaces them; both of ours are added."""
+    layer, x = site(plain(position=TalkingScoresConfig(), reweight=TalkingWeightsConfig())), stream()
+    attend = (theirs := whole(layer, pre_talking_heads=True, post_talking_heads=True)).attend
+    scores, weights = layer.bias["talking_scores"].mix, layer.reweight["talking_weights"].mix
+    attend.pre_softmax_talking_heads.weight.copy_(scores[:, :, None, None])
+    attend.post_softmax_talking_heads.weight.copy_((weights + torch.eye(HEADS))[:, :, None, None])
     agrees(out(layer, x), theirs(x))
 
 
