@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from app.figures.common import Colours, number, token_label
 from app.figures.neurons import neuron_order, neuron_raster, top_neurons
 from app.figures.state import cache_picture
-from app.panels.attention import head_words
+from app.panels.attention_rows import head_words
 from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Reading, Span, Table, scale_words
 from app.panels.words import memory_words
 from app.services import Scene

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from app.figures.common import Axis, Colours, number, picture, token_label
 from app.figures.state import vector_raster
-from app.panels.attention import head_words
+from app.panels.attention_rows import head_words
 from app.panels.base import NothingToShow, PicturePanel, Span, scale_words
 from app.panels.state import asked, axes_of, check_state, slot_facts
 from app.panels.words import row_and_column

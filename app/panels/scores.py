@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.common import number, token_label, token_lines
+from app.panels.attention_rows import reader_words
 from app.panels.base import FigurePanel, NothingToShow, Table
 from app.services import Scene, reads_source
 from app.theme import Theme
@@ -100,7 +101,7 @@ class ScoreRow(FigurePanel):
         facts = [
             f"layer {scene.view.layer}",
             f"head {scene.view.head}",
-            f"pinned: token {token_label(scene.tokens, scene.query)}",
+            reader_words(scene),
         ]
         return [*facts, *([sum_words(scene)] if sum_words(scene) else [])]
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from app.figures.common import Colours, number, token_label, token_lines
 from app.figures.state import rank_words, signal_raster, singular_values, state_norms, state_picture, tracked_entries
-from app.panels.attention import head_words
+from app.panels.attention_rows import head_words
 from app.panels.base import FigurePanel, NothingToShow, PicturePanel, Span, Table, scale_words
 from app.panels.words import is_shared, memory_words, row_and_column, slot_words, state_axes
 from app.services import Scene
