@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.objectives import divergence, token_ids
+from probes.objectives import divergence, predicts, token_ids
 from workbench.instrument.errors import suggestion
 from workbench.instrument.selection import Select
 
@@ -96,11 +96,12 @@ def logit_lens(
     Raises:
         ValueError: `top` or `target` beyond the vocabulary, an encoder without a head.
     """
-    here = getattr(model, "predicts_masked_tokens", False)
-    if not (here or getattr(model, "predicts_next_token", True)):
+    said = predicts(model)
+    if said is None:
         raise ValueError(
             f"{model.name} has no head that predicts tokens, so its stream cannot be read as some. Expected a model with one."
         )
+    here = said == "here"
     tokens = model.to_tokens(tokens)
     if not 1 <= top <= model.vocab_size:
         raise ValueError(f"top is {top}; expected 1..{model.vocab_size}, the size of the vocabulary.")

@@ -20,6 +20,14 @@ from torch import Tensor
 Objective = Callable[[Tensor], Tensor]
 
 
+def predicts(model: Any) -> str | None:
+    """What logits at a position are about: `"next"`, the token behind it; `"here"`, the token there (an encoder with a head for masked
+    tokens); None for a model without a head that predicts tokens."""
+    if getattr(model, "predicts_masked_tokens", False):
+        return "here"
+    return "next" if getattr(model, "predicts_next_token", True) else None
+
+
 def last_real(mask: Tensor) -> Tensor:
     """Position of the last real token of each sequence; mask [batch, pos], True at real tokens -> [batch]."""
     return (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(1)

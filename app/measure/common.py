@@ -76,6 +76,24 @@ def repeatable(services: Services, run: Run) -> Run:
     return run
 
 
+NO_LOGIT = "there is no logit whose change could be shown"
+
+
+def says_here(run: Run) -> bool:
+    """Whether the run's model says what stands at a position (an encoder with a head for masked tokens), not what comes behind it."""
+    return run.has("here.ids")
+
+
+def why_no_prediction(run: Run, so: str) -> str:
+    """Why the model of a trace predicts no token, and `so` what cannot be done, in words for the reader; "" where it predicts some."""
+    if says_here(run) or run.has("next.ids"):
+        return ""
+    return (
+        f"{run.model.get('name')} is an encoder without a head that predicts tokens, so {so}. "
+        "Open a run of a language model, or of an encoder with a head for masked tokens."
+    )
+
+
 def model_of(services: Services, run: Run) -> Any:
     """The model that made a run, loaded, and bound to the run's source if it reads one.
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.measure.basket import offers_of, parse_basket, prompts_of, texts_of
-from app.measure.common import FormError, checked_number, checked_text, model_of, part_of, repeatable
+from app.measure.common import (
+    NO_LOGIT,
+    FormError,
+    checked_number,
+    checked_text,
+    model_of,
+    part_of,
+    repeatable,
+    why_no_prediction,
+)
 from app.services import Scene, Services
 from probes.interventions.language import Operation
 from probes.interventions.offers import dictionaries_below
@@ -37,6 +46,8 @@ def start_intervening(
         run = scene.opened()
     except RunError as error:
         raise FormError(f"{str(error)[:1].upper()}{str(error)[1:]}. Open a run above.") from None
+    if why := why_no_prediction(run, NO_LOGIT):
+        raise FormError(why)
     repeatable(services, run)
     own = prompts_of(scene) if prompts is None else texts_of(str(prompts))
     is_run = not own or own == [run.manifest.get("text")]

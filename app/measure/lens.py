@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from app.measure.common import FormError, checked_choice, checked_number, model_of, model_record, part_of, repeatable
+from app.measure.common import (
+    FormError,
+    checked_choice,
+    checked_number,
+    model_of,
+    model_record,
+    part_of,
+    repeatable,
+    why_no_prediction,
+)
 from app.services import Scene, Services
 from workbench.lab.jobs import Job
 from workbench.lab.runs import Run
@@ -49,21 +58,11 @@ def corpora() -> list[str]:
     return [record.name for record in list_corpora() if record.available]
 
 
-def says_here(run: Run) -> bool:
-    """Whether the run's model says what stands at a position (an encoder with a head for masked tokens), not what comes behind it."""
-    return run.has("here.ids")
-
-
 def why_no_lens(run: Run) -> str:
     """Why no lens can read the run's residual stream, in words for the reader; "" where one can."""
     if not (run.manifest.get("tokens") or {}).get("ids"):
         return "This run has no tokens to read. Open a trace of a text."
-    if says_here(run) or run.has("next.ids"):
-        return ""
-    return (
-        f"{run.model.get('name')} is an encoder without a head that predicts tokens, so what it holds at a depth cannot be read as some. "
-        "Open a run of a language model, or of an encoder with a head for masked tokens."
-    )
+    return why_no_prediction(run, "what it holds at a depth cannot be read as some")
 
 
 def start_reading(

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.measure.basket import offers_of, seconds_of
-from app.measure.common import FormError, checked_choice, checked_text, model_of, model_record, part_of, repeatable
+from app.measure.common import (
+    NO_LOGIT,
+    FormError,
+    checked_choice,
+    checked_text,
+    model_of,
+    model_record,
+    part_of,
+    repeatable,
+    why_no_prediction,
+)
 from app.services import Scene, Services
 from workbench.lab.jobs import Job
 from workbench.lab.runs import RunError
@@ -78,6 +88,8 @@ def start_patching(
     corrupted text.
     """
     try:
+        if why := why_no_prediction(scene.opened(), NO_LOGIT):
+            raise FormError(why)
         run = repeatable(services, scene.opened())
     except RunError as error:
         raise FormError(f"{str(error)[:1].upper()}{str(error)[1:]}. Open a run above.") from None

@@ -10,6 +10,7 @@ from dash.development.base_component import Component
 
 from app.forms import count_input, earlier_results, form_frame, register_form, select, side_by_side, text_input
 from app.frames import content_frame, frame
+from app.measure.common import says_here
 from app.measure.lens import (
     KIND,
     PLAIN,
@@ -18,7 +19,6 @@ from app.measure.lens import (
     TRAIN,
     corpora,
     lenses_of,
-    says_here,
     start_reading,
     why_no_lens,
 )

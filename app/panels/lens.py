@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from app.figures.common import Axis, Colours, number, picture, token_label, visible_text
 from app.figures.lens import MARGIN, component_bars, depth_label, depth_lines, head_map, lens_grid
 from app.figures.overview import next_tokens
-from app.measure.lens import KIND, PLAIN, TARGETS, TARGETS_HERE, says_here, shown_lenses, why_no_lens
+from app.measure.common import says_here
+from app.measure.lens import KIND, PLAIN, TARGETS, TARGETS_HERE, shown_lenses, why_no_lens
 from app.panels.base import NothingToShow, PicturePanel, Span, Table, levels_of
 from app.panels.results import OfOpenRun, ResultPanel
 from app.services import Scene

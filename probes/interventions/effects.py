@@ -6,9 +6,10 @@
     effects.top(0)                            the likeliest next tokens before and after
 
 Three numbers per prompt: `target` at one token; `top`, the change of the logit of what the model itself expected most, averaged over all
-tokens; `loss`, averaged over all tokens but the first. Intervals are over prompts; with a single prompt over its tokens, which are not
-independent of each other, so that they come out somewhat narrow (the target has none then). Controls are baskets of the same kind
-(`twins`); p is the share of baskets, this one among them, that change as much in size.
+tokens; `loss`, averaged over all tokens but the first (of an encoder with a head for masked tokens over all, each token's own). Intervals
+are over prompts; with a single prompt over its tokens, which are not independent of each other, so that they come out somewhat narrow (the
+target has none then). Controls are baskets of the same kind (`twins`); p is the share of baskets, this one among them, that change as much
+in size.
 """
 
 import threading
@@ -26,6 +27,7 @@ from probes.interventions.executor import Executor
 from probes.interventions.language import InterventionError, Operation, parse
 from probes.interventions.places import Dictionaries
 from probes.interventions.twins import NoTwin, twins_of
+from probes.objectives import predicts
 from probes.progress import Progress, Report
 from workbench.lab.runs import Run, RunStore
 
@@ -177,7 +179,8 @@ def intervene(
         controls: matched random baskets. seed: of what is drawn. dictionaries: where features come from, see `Executor`.
 
     Raises:
-        InterventionError: a line, prompt, target or token that does not fit. HookError: what this model refuses.
+        InterventionError: a line, prompt, target or token that does not fit, a model without a head that predicts tokens. HookError: what
+            this model refuses.
         MeasurementCancelled: `cancel` was set.
     """
     tell = Progress(progress, cancel)
@@ -218,7 +221,12 @@ class _Measure:
     """Reads all prompts under some operations; what the plain run expects most is fixed by the first reading."""
 
     def __init__(self, job: Executor, places: Sequence[int], target: Any, wrong: Any) -> None:
-        self.job, self.places = job, places
+        self.job, self.places, self.said = job, places, predicts(job.model)
+        if self.said is None:
+            raise InterventionError(
+                f"{job.model.name} has no head that predicts tokens, so there is no logit whose change could be told. Expected a model "
+                "with one; what an edited run holds, model.run_with_cache tells under the hooks of `Executor`."
+            )
         self.given = _token_ids(job.model, target, len(places), "target")
         self.wrong = _token_ids(job.model, wrong, len(places), "wrong")
         self.targets: list[int] = []
@@ -239,6 +247,9 @@ class _Measure:
             every = logits.log_softmax(-1)
             log_probs.append(every[self.places[number]].cpu())
             expected.append(logits.gather(1, self.most[number][:, None])[:, 0].cpu())
+            if self.said == "here":
+                loss.append(-every.gather(1, prompt[0, :, None])[:, 0].cpu())
+                continue
             surprisal = -every[:-1].gather(1, prompt[0, 1:, None])[:, 0].cpu()
             loss.append(torch.cat([surprisal.new_full((1,), float("nan")), surprisal]))
         return Reading(

@@ -511,3 +511,20 @@ def test_cancelling_keeps_nothing(opened: Callable[[str], Any]) -> None:
 def test_a_seed_draws_the_same_twins(opened: Callable[[str], Any]) -> None:
     drawn = [twins_of(Executor(opened("gpt2"), [TEXT]), parse("zero mlp 1 at 3:5"), 4, seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and random.Random(0).random() > 0
+
+
+def test_encoders() -> None:
+    """Without a head there is no logit; with one, the loss is that of every token itself, also of the first."""
+    with pytest.raises(InterventionError, match="bert-random has no head that predicts tokens"):
+        intervene(models.build("bert"), "a cat sat", "zero head 0.1", controls=0)
+    model = models.build("bert", masked_head="gelu", init_std=0.5).double()
+    found = intervene(model, "a cat sat", "zero head 0.1", controls=0)
+    ids = model.to_tokens("a cat sat")
+    before = model(ids).log_softmax(-1)[0].gather(1, ids[0, :, None])[:, 0]
+    after = (
+        model.run_with_hooks(ids, hooks=[Ablate("blocks.0.attn.hook_z", heads=[1])])
+        .log_softmax(-1)[0]
+        .gather(1, ids[0, :, None])[:, 0]
+    )
+    np.testing.assert_allclose(found.values("loss"), (before - after).detach().numpy(), atol=1e-12)
+    assert np.abs(found.values("loss")).max() > 1e-3 and np.isfinite(found.values("loss")).all()

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from app.measure.common import FormError
+from app.measure.interventions import start_intervening
 from app.measure.lens import TRAIN, start_reading
+from app.measure.patching import start_patching
 from app.model_service import WorkbenchModels
 from app.pages import find_pages
 from app.panels.base import NothingToShow
@@ -124,3 +126,14 @@ def test_the_pinned_token_is_ticked(stage: tuple[Services, dict[str, str]]) -> N
         else None
     )  # type: ignore[attr-defined]
     assert [i for i, text in enumerate(bars) if "✓" in text] == ([] if rank is None else [rank])
+
+
+def test_other_measurements_of_logits_are_refused_too(stage: tuple[Services, dict[str, str]]) -> None:
+    """The Intervene and the Patching page on an encoder without a head: before anything starts."""
+    services, runs = stage
+    scene, before = services.scene(ViewState(run=runs["bare"])), len(services.jobs.jobs())
+    with pytest.raises(FormError, match=r"bare is an encoder without a head.*no logit whose change"):
+        start_intervening(services, scene, "zero head 0.1", 4, 0, prompts="")
+    with pytest.raises(FormError, match=r"bare is an encoder without a head.*no logit whose change"):
+        start_patching(services, scene, "a cat", "a dog", "", "", [], "")
+    assert len(services.jobs.jobs()) == before
