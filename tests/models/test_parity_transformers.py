@@ -4,57 +4,20 @@ Both sides run in float64. Hugging Face's code casts to float32 at some places (
 casts go to float64 instead, so that the comparison is as sharp as the formulas.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from models.attention.site import AttentionConfig
 from models.decoder import Decoder
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.parts.channel_mixers import MLPConfig
 from models.recurrent.mamba2 import Mamba2Config
+from tests.models.pretrained.reference import HEADS, LAYERS, VOCABULARY, WIDTH, all_double, batch, largest, lively
 
-LAYERS, WIDTH, HEADS, VOCABULARY, LENGTH = 3, 32, 4, 61, 11
 EXACT = 1e-10
-
-
-class _Double:
-    """The torch module as seen by a file, with float64 where it says float32."""
-
-    float32 = float = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-@contextmanager
-def all_double(*files: Any) -> Iterator[None]:
-    """Casts to float32 in these files of transformers go to float64 while the block runs."""
-    patch = pytest.MonkeyPatch()
-    for file in files:
-        patch.setattr(file, "torch", _Double())
-    patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    try:
-        yield
-    finally:
-        patch.undo()
-
-
-def lively(model: Any) -> Any:
-    """Random weights with effects: every matrix wide, every norm and bias off its neutral value."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if "A_log" in name or name.endswith(".D"):
-                parameter.copy_(0.5 * noise)
-            else:
-                parameter.copy_(noise * 0.2 + (parameter.dim() == 1 and "bias" not in name and "b_" not in name))
-    return model.double().eval()
+MODELS = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 
 
 def copy_linear(ours: Any, theirs: Any, transpose: bool = False) -> None:
@@ -62,18 +25,6 @@ def copy_linear(ours: Any, theirs: Any, transpose: bool = False) -> None:
     ours.weight.data.copy_(theirs.weight.T if transpose else theirs.weight)
     if ours.bias is not None:
         ours.bias.data.copy_(theirs.bias)
-
-
-def largest(x: Tensor) -> float:
-    return float(x.detach().abs().max())
-
-
-def some_batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [2, 11], a mask whose second row is left-padded by 4, and the position of each real token."""
-    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[1, :4] = False
-    return tokens, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
 # ------------------------------------------------------------------------------------------------------- pairs
@@ -203,12 +154,9 @@ def mamba2(n_groups: int) -> tuple[Decoder, Any]:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_logits_streams_and_patterns(name: str, padded: bool, request: pytest.FixtureRequest) -> None:
     ours, theirs = request.getfixturevalue(name)
-    tokens, mask, positions = some_batch()
-    from transformers.models.gpt2 import modeling_gpt2
-    from transformers.models.llama import modeling_llama
-
+    tokens, mask, positions = batch("left")
     padding = {"attention_mask": mask.long(), "position_ids": positions} if padded else {}
-    with torch.no_grad(), all_double(modeling_gpt2, modeling_llama):
+    with torch.no_grad(), all_double(MODELS[name]):
         expected = theirs(tokens, output_hidden_states=True, output_attentions=True, **padding)
         logits, cache = ours.run_with_cache(tokens, mask=mask if padded else None)
         unwatched = ours(tokens, mask=mask if padded else None)
@@ -229,12 +177,10 @@ def test_logits_streams_and_patterns(name: str, padded: bool, request: pytest.Fi
 @pytest.mark.parametrize("n_groups", [1, 2, 8])
 def test_mamba2(n_groups: int, padded: bool) -> None:
     """Also the carried state: after the last token our state_k × state_v is their transposed recurrent state."""
-    from transformers.models.mamba2 import modeling_mamba2
-
     ours, theirs = mamba2(n_groups)
-    tokens, mask, _ = some_batch()
+    tokens, mask, _ = batch("left")
     padding = {"attention_mask": mask.long()} if padded else {}
-    with torch.no_grad(), all_double(modeling_mamba2):
+    with torch.no_grad(), all_double("Mamba2ForCausalLM"):
         expected = theirs(tokens, output_hidden_states=True, use_cache=True, **padding)
         (logits, state), cache = ours.run_with_cache(tokens, mask=mask if padded else None, return_state=True)
     real = mask if padded else torch.ones_like(mask)
@@ -250,13 +196,10 @@ def test_mamba2(n_groups: int, padded: bool) -> None:
 def test_generation(name: str, request: pytest.FixtureRequest) -> None:
     """Greedy continuation of a left-padded batch with a key/value cache: the same tokens."""
     ours, theirs = request.getfixturevalue(name)
-    tokens, mask, _ = some_batch()
+    tokens, mask, _ = batch("left")
     tokens, mask = tokens[:, :9], mask[:, :9]
-    from transformers.models.gpt2 import modeling_gpt2
-    from transformers.models.llama import modeling_llama
-
     theirs.generation_config.eos_token_id = None  # nothing ends a text before its time
-    with all_double(modeling_gpt2, modeling_llama):
+    with all_double(MODELS[name]):
         expected = theirs.generate(
             tokens, attention_mask=mask.long(), max_new_tokens=5, do_sample=False, pad_token_id=0
         )
@@ -267,7 +210,7 @@ def test_single_precision_as_it_comes(gpt2: tuple[Decoder, Any], llama: tuple[De
     """In float32, with nothing patched, the difference is rounding."""
     import copy
 
-    tokens, _, _ = some_batch()
+    tokens, _, _ = batch("left")
     for ours, theirs in (gpt2, llama, mamba2(2)):
         with torch.no_grad():
             expected = copy.deepcopy(theirs).float()(tokens).logits
