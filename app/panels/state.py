@@ -16,6 +16,7 @@ from app.panels.words import is_shared, memory_words, row_and_column, slot_words
 from app.services import Scene
 from app.theme import Theme
 from app.view_state import POOLINGS, clamp_span
+from workbench.lab.factors import state_slots
 from workbench.lab.pooling import pool
 
 SAMPLED_TIMES = 16
@@ -36,7 +37,9 @@ def check_state(panel: FigurePanel, scene: Scene) -> None:
     """NothingToShow unless the chosen layer has a state of fixed size."""
     panel.check(scene)
     if not has_state(scene):
-        raise NothingToShow("No state of fixed size in this layer", memory_words(scene.layer or {"form": None}))
+        with_one = [str(layer["layer"]) for layer in scene.layers if state_slots(layer)]
+        elsewhere = f" Layers that have one: {', '.join(with_one)}." if with_one else ""
+        raise NothingToShow("No state of fixed size in this layer", memory_words(scene.layer or {"form": None}) + elsewhere)
 
 
 def axes_of(scene: Scene) -> list[str]:

@@ -84,6 +84,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "score_bias": ("Score bias", "A named term that is added to the scores."),
     "score_hidden": ("Hidden units of the score", "Mean of the small network's units for each pair."),
     "slot_pattern": ("Weight of every compressed slot", "How much of each slot a token reads; 0 for slots it does not read."),
+    "slot_weights": ("Reading of slots", "How much of each slot of the memory a token reads; the sum over slots is 1."),
     "step_weight": (
         "Weight of every step (ponder map)",
         "What each step's state counts in the output; its sum over steps is 1.",
@@ -96,6 +97,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "within_region": ("Share within the region", "How a region's weight is split among its tokens."),
     "write": ("Write strength", "How strongly a token is written."),
+    "writing_pattern": (
+        "What is written into each slot",
+        "The weight of each token for each slot of the memory, when the token's segment is full and written; the memory gets the rest.",
+    ),
     "z_relations": ("What relations give", "Size of what relational heads contribute."),
 }
 
@@ -105,7 +110,9 @@ UNITS = {
     **dict.fromkeys(("halting", "lambda", "context_gate", "recurrence_gate", "raw_pattern"), "share"),
     **dict.fromkeys(("gate", "input_gate", "forget_gate"), "gate"),
     **dict.fromkeys(("step_weight", "depth_weights", "block_gate", "region_pattern", "within_region"), "weight"),
-    **dict.fromkeys(("attention", "router", "symbol_pattern", "importance", "level"), "weight"),
+    **dict.fromkeys(("attention", "memory_pattern", "router", "symbol_pattern", "importance", "level"), "weight"),
+    **dict.fromkeys(("slot_pattern", "slot_weights", "alignment"), "weight"),
+    "layout_scores": "score, nats",
     **dict.fromkeys(("context_position", "context_count"), "tokens"),
     **dict.fromkeys(("query_affinity", "key_affinity"), "cosine"),
     **dict.fromkeys(SIZES, "L2 norm"),
