@@ -8,8 +8,9 @@ the final norm) are the memory of the next segment. Nothing else goes from one s
 Here the three parts go through the blocks one after the other, which a causal model cannot tell from all at once: the slots leave keys and
 values, the tokens read these and each other, and at the end of a segment the slots come again and write. So the axis `pos` counts the
 text's tokens alone, and a text may be cut into calls anywhere. A call of several segments is read in pieces
-(`workbench.instrument.pieces`): hooks on blocks fire once per segment, caches hold the whole text. They see and change the text's tokens;
-the memory's own way through the blocks has no hook points, what it brings is `blocks.0.attn.hook_state[t]`, the memory after token t.
+(`workbench.instrument.pieces`): hooks on blocks fire once per segment, caches hold the whole text. They see and change the text's tokens.
+Of the memory's own way through the blocks, `hook_writing_pattern` of every layer says which tokens are written into which slot, and
+`blocks.0.attn.hook_state[t]` what comes of it, the memory after token t; the rest of it has no hook points.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention.memory_slots import MemorySlots, MemorySlotsConfig, SlotsContext
@@ -156,8 +158,13 @@ class RecurrentMemory(LanguageModel):
             outputs.append(output)
             full = text.full(there)
             if bool(full.any()) and (there < end or context.keep_state or there in stops):
-                contexts = [self._keys(text, each.begin, here, there, context, writing=True) for each in kept]
-                written = self._write_memory(memory, contexts, read, kept)
+                shown = [site.hook_writing_pattern.active for site in self.sites]
+                contexts = [
+                    self._keys_of_writing(text, each.begin, here, there, context, full, watched)
+                    for each, watched in zip(kept, shown, strict=True)
+                ]
+                with nullcontext() if pieces is None else pieces.reading(here - offset, there - offset):
+                    written = self._write_memory(memory, contexts, read, kept)
                 memory = torch.where(full.to(x.device)[:, None, None], written, memory)
             if there in stops:
                 memory = point.at(there - 1, memory)
@@ -182,29 +189,33 @@ class RecurrentMemory(LanguageModel):
         value = slots.get("value", x.new_zeros(x.shape[0], 0, sizes.n_kv, sizes.d_value))
         return Kept(offset - key.shape[1], key, value)
 
-    def _keys(
-        self, text: Segments, first: int, here: int, there: int, context: Context, writing: bool = False
-    ) -> SlotsContext:
+    def _keys(self, text: Segments, first: int, here: int, there: int, context: Context) -> SlotsContext:
         """Of a layer whose keys are the memory's and those of the tokens from `first` to `there`, read from `here` on.
 
-        writing: the queries are the slots', behind a full segment, and not the tokens'. Slots and tokens have the places that they would
-        have in [memory ; segment ; memory].
+        Slots and tokens have the places that they would have in [memory ; segment ; memory].
         """
-        count, place = self.n_memory, text.place[:, first:there]
-        slots = torch.arange(count, device=place.device).expand(len(place), -1)
-        places = [slots, place + count, *([slots + count + self.segment] if writing else [])]
-        own = text.own(first, here, there)
-        seen = torch.ones_like(slots, dtype=torch.bool)
-        mask = (
-            None
-            if own is None
-            else torch.cat([seen.expand(len(own), -1), own, *([seen.expand(len(own), -1)] if writing else [])], 1)
-        )
-        keys = torch.cat(places, 1)
-        offset = count + (there if writing else here) - first
+        place, own = text.place[:, first:there] + self.n_memory, text.own(first, here, there)
+        slots = torch.arange(self.n_memory, device=place.device).expand(len(place), -1)
+        keys, offset = torch.cat([slots, place], 1), self.n_memory + here - first
         return SlotsContext(
-            keys[:, offset:], keys, None, mask, offset, True, facts=context.facts, asked=context.asked,
-            slots=count, first=None if writing else first,
+            keys[:, offset:], keys, None, _beside(own, self.n_memory, 0), offset, True, facts=context.facts, asked=context.asked,
+            slots=self.n_memory, first=first,
+        )  # fmt: skip
+
+    def _keys_of_writing(
+        self, text: Segments, first: int, here: int, there: int, context: Context, full: Tensor, watched: bool
+    ) -> SlotsContext:
+        """The same where the slots are queries, behind segments that are `full` [batch or 1], and keys besides."""
+        reading, own = self._keys(text, first, here, there, context), text.own(first, here, there)
+        places = reading.key_positions[:, : self.n_memory] + self.n_memory + self.segment
+        keys, mask = torch.cat([reading.key_positions, places], 1), _beside(own, self.n_memory, self.n_memory)
+        written = None
+        if watched:
+            tokens = torch.ones(1, there - first, dtype=torch.bool, device=keys.device) if own is None else own
+            written = tokens & full.to(keys.device)[:, None]
+        return SlotsContext(
+            places, keys, None, mask, keys.shape[1] - self.n_memory, True, facts=context.facts, asked=context.asked,
+            slots=self.n_memory, first=first if watched else None, writing=written, last=text.place.shape[1],
         )  # fmt: skip
 
     def _read_memory(self, memory: Tensor) -> list[dict[str, Tensor]]:
@@ -249,3 +260,8 @@ class RecurrentMemory(LanguageModel):
             for block, context, slots, tokens in zip(self.blocks, contexts, read, kept, strict=True):
                 memory, _ = block(memory, context, tokens.after(slots))
             return memory if self.ln_final is None else self.ln_final(memory)
+
+
+def _beside(own: Tensor | None, before: int, behind: int) -> Tensor | None:
+    """A mask of tokens [batch or 1, key] with so many more keys, all visible, before and behind them; None stays None."""
+    return own if own is None else F.pad(own, (before, behind), value=True)

@@ -4,8 +4,9 @@
     z       = weights_slots v_slots + weights_tokens v_tokens       hook_memory_pattern, hook_pattern
 
 One softmax over both, in two hook points: `hook_pattern` has the text's tokens as its columns, as in every other architecture, and
-`hook_memory_pattern` [batch, head, query, slot] is what they leave to the memory. Where keys of slots come from, what is written, and when,
-is the model's: `models.memory_tokens`.
+`hook_memory_pattern` [batch, head, query, slot] is what they leave to the memory. When a segment is full, slots come as queries and read
+its tokens: `hook_writing_pattern` [batch, head, slot, key], the weight of every token in the writing of its own segment (0 where that was
+not written; the rest of a row goes to the memory). Where slots come from, and when, is the model's: `models.memory_tokens`.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from models.context import Context
 from models.mixers import register_mixer
 from workbench.instrument.errors import HookError
 from workbench.instrument.hook_points import HookPoint
+from workbench.instrument.pieces import aloud
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class SlotsContext(Context):
     """What a layer must know when its keys are those of a memory, followed by those of tokens.
 
     Args:
-        slots: keys of the memory. first: absolute position of the first token among the keys; None: the queries are the memory's own, not
-            the text's.
+        slots: keys of the memory. first: absolute position of the first token among the keys; None: there is none, or nobody asks.
+        writing: the queries write the memory, [batch or 1, key]: True at tokens whose segment is being written. last: the number of all
+            tokens of the text so far, for which the map of the writing has a column.
     """
 
     slots: int = 0
     first: int | None = None
+    writing: Tensor | None = None
+    last: int = 0
 
 
 @register_mixer(MemorySlotsConfig)
@@ -89,6 +94,7 @@ class MemorySlots(Attention):
         self.hook_pattern.meta = replace(meta, rows_sum_to="free", exact=False, label="memory slots get the rest")
         self.hook_memory_scores = HookPoint("memory_scores", f"batch {self.sizes.map_axis} query slot")
         self.hook_memory_pattern = HookPoint("memory_pattern", "batch head query slot")
+        self.hook_writing_pattern = HookPoint("writing_pattern", "batch head slot key")
 
     def placed(self, layer: int, earlier: list[Any]) -> None:
         """The first layer, where the memory enters, owns it."""
@@ -121,13 +127,41 @@ class MemorySlots(Attention):
         return self._watched()
 
     def _watched(self) -> bool:
-        return super()._watched() or self.hook_memory_scores.active or self.hook_memory_pattern.active
+        own = (self.hook_memory_scores, self.hook_memory_pattern, self.hook_writing_pattern)
+        return super()._watched() or any(point.active for point in own)
+
+    def _fast(self, context: Context, length: int) -> bool:
+        return getattr(context, "writing", None) is None and super()._fast(context, length)
+
+    def _mix(self, q: Tensor | None, k: Tensor | None, v: Tensor, call: Call) -> Tensor:
+        if getattr(call.context, "writing", None) is None:
+            return super()._mix(q, k, v, call)
+        assert q is not None and k is not None
+        repeats = self.n_heads // self.n_kv
+        call.q = q.transpose(1, 2)
+        call.k, call.v = (x.transpose(1, 2).repeat_interleave(repeats, dim=1) for x in (k, v))
+        return self._mix_written(call)
+
+    def _mix_written(self, call: Call) -> Tensor:
+        """As a softmax over memory, tokens and the slots that write, with the map to the tokens passing its hook point."""
+        context = call.context
+        assert isinstance(context, SlotsContext) and context.writing is not None and context.first is not None
+        count, first, own = context.slots, context.first, context.writing[:, None, None]
+        scores = torch.add(self._mask(call, call.v.dtype), call.q @ call.k.transpose(-1, -2), alpha=self.scale)
+        weights = scores.softmax(-1)
+        read = weights[..., count : count + own.shape[-1]]
+        behind = context.last - first - own.shape[-1]
+        shown = F.pad(torch.where(own, read, 0.0), (first, behind))
+        edited = aloud(self.hook_writing_pattern, shown)[..., first : first + own.shape[-1]]
+        read = torch.where(own, edited, read)  # other columns are another segment's, and count when that is written
+        weights = torch.cat([weights[..., :count], read, weights[..., count + own.shape[-1] :]], -1)
+        return self.hook_z((weights @ call.v).transpose(1, 2))
 
     def _mix_explicitly(self, call: Call) -> Tensor:
         context = call.context
         assert isinstance(context, SlotsContext)
         if context.first is None:
-            return super()._mix_explicitly(call)
+            return super()._mix_explicitly(call)  # the memory by itself: nobody watches
         count, first, hidden = context.slots, context.first, float("-inf")
         mask = self._mask(call, call.v.dtype)
         if self.hook_mask.active:

@@ -190,6 +190,45 @@ def test_rows_are_shared_by_the_memory_and_the_own_segment(tokens: Tensor) -> No
     assert meta.columns == "token" and not meta.before and meta.rows_sum_to == "free" and not meta.exact
 
 
+def test_what_is_written_is_what_the_slots_behind_the_segment_read(tokens: Tensor) -> None:
+    """Rows of the write tokens in the direct formulation; 0 in the segment that is not full, also with the other layer unwatched."""
+    model = recurrent(groups=2)
+    direct = Direct(model)
+    memories = direct.text(tokens)[1]
+    _, cache = model.run_with_cache(tokens)
+    _, alone = model.run_with_cache(tokens, names="blocks.1.attn.hook_writing_pattern")
+    assert close(alone["writing_pattern", 1], cache["writing_pattern", 1])
+    for layer in range(2):
+        written = cache["writing_pattern", layer]
+        assert written.shape == (2, 4, SLOTS, 17) and float(written[..., 15:].abs().max()) == 0
+        for number in range(3):
+            rows = slice(number * SEGMENT, (number + 1) * SEGMENT)
+            stream = torch.cat([memories[number], model.W_E[tokens[:, rows]], memories[number]], 1)
+            _, whole = direct.model.run_with_cache(stream, start_at_layer=0, role="pattern")
+            assert close(written[..., rows], whole["pattern", layer][:, :, -SLOTS:, SLOTS:-SLOTS])
+
+
+def test_a_token_that_is_not_written(tokens: Tensor) -> None:
+    """Its column cut in every layer's map of the writing: as cut in the rows of the write tokens of the direct formulation."""
+    model = recurrent()
+    direct = Direct(model)
+
+    def forget(pattern: Tensor, hook: HookPoint) -> None:
+        pattern[..., 2] = 0
+
+    def forget_there(pattern: Tensor, hook: HookPoint) -> None:
+        pattern[:, :, -SLOTS:, SLOTS + 2] = 0
+
+    got = model.run_with_hooks(
+        tokens, hooks=[(f"blocks.{layer}.attn.hook_writing_pattern", forget) for layer in (0, 1)]
+    )
+    with direct.model.hooks([(f"blocks.{layer}.attn.hook_pattern", forget_there) for layer in (0, 1)]):
+        _, memory = direct.segment(tokens[:, :5], direct.start.expand(2, -1, -1))
+    plain = model(tokens)
+    assert close(got[:, :5], plain[:, :5]) and not close(got[:, 5:], plain[:, 5:], 1e-6)
+    assert close(got[:, 5:10], direct.segment(tokens[:, 5:10], memory)[0])
+
+
 @pytest.mark.parametrize("at", [2, 4, 8, 9])
 def test_an_edited_memory_is_that_of_a_run_that_stopped_there(at: int, tokens: Tensor) -> None:
     """Within and at the end of a segment; before it nothing changes, behind it everything that is read and written."""
@@ -383,12 +422,15 @@ def test_padded_texts_end_their_segments_by_themselves(tokens: Tensor) -> None:
     batch = torch.full((3, 20), 65)
     for row, text in enumerate(texts):
         batch[row, real[row]] = text
-    together, cache = model.run_with_cache(batch, mask=real, role="memory_pattern")
+    names = ["blocks.1.attn.hook_memory_pattern", "blocks.0.attn.hook_writing_pattern"]
+    together, cache = model.run_with_cache(batch, mask=real, names=names)
     plain = model(batch, mask=real)
     for row, text in enumerate(texts):
-        alone, single = model.run_with_cache(text[None], role="memory_pattern")
+        alone, single = model.run_with_cache(text[None], names=names)
         assert close(plain[row, real[row]], alone[0]) and close(together[row, real[row]], alone[0])
         assert close(cache["memory_pattern", 1][row][:, real[row]], single["memory_pattern", 1][0])
+        assert close(cache["writing_pattern", 0][row][..., real[row]], single["writing_pattern", 0][0])
+        assert float(cache["writing_pattern", 0][row][..., ~real[row]].abs().sum()) == 0
 
 
 def test_what_does_not_go_with_a_memory_is_refused(tokens: Tensor) -> None:

@@ -102,32 +102,45 @@ class Silence:
     silent = True
     rest = 0
 
+    def __init__(self, outer: Any) -> None:
+        self.outer = outer
+
     def passed(self, point: HookPoint, x: Tensor, entries: Sequence[Entry]) -> Tensor:
         """The activation as it is."""
         return x
 
 
-SILENCE = Silence()
-
-
 @contextmanager
 def silence() -> Iterator[None]:
-    """No hook point of the running thread fires, or says that it is watched, within the block."""
+    """No hook point of the running thread fires, or says that it is watched, within the block, unless `aloud`."""
     outer: Any = ACTIVE.piece
-    ACTIVE.piece = SILENCE
+    ACTIVE.piece = Silence(outer)
     try:
         yield
     finally:
         ACTIVE.piece = outer
 
 
+def aloud(point: HookPoint, x: Tensor) -> Tensor:
+    """Pass a hook point of what runs in the silence itself."""
+    around = ACTIVE.piece
+    ACTIVE.piece = around.outer if isinstance(around, Silence) else around
+    try:
+        return point(x)
+    finally:
+        ACTIVE.piece = around
+
+
 def joined(point: HookPoint, parts: Sequence[Tensor], unread: float | None = None) -> Tensor:
     """The pieces of an activation as one tensor, along the axis that counts tokens; where there is none, the last piece.
 
+    Maps from something else to tokens, which have all keys from the beginning, are summed: each piece tells of keys of its own.
     A piece knows the keys up to its own end. At later ones it gets `unread`; None: what a token says that is not read, 0 or before a
     softmax -inf.
     """
     axis = next((axis for axis in TEXT if axis in point.axes), None)
+    if axis is None and "key" in point.axes:
+        return torch.stack(list(parts)).sum(0)
     if axis is None or len(parts) == 1:
         return parts[-1]
     if "key" in point.axes:
