@@ -19,7 +19,7 @@ from app.panels.words import kind_words, slot_words
 from app.services import Scene, Services
 from app.view_state import POOLINGS, SCALES, SORTS, ViewState
 from workbench.lab.runs import RunError
-from workbench.lab.score_maps import score_labels
+from workbench.lab.score_maps import run_score_labels
 
 KEY_OF = {each.name: each.metadata["key"] for each in fields(ViewState) if each.metadata["key"]}
 GROUPS = ("Look", "BDH", "Measure", "Change", "Results")  # headings of the navigation, in order
@@ -139,8 +139,8 @@ def slot_choice(scene: Scene) -> list[Component]:
 
 
 def score_map_choice(scene: Scene) -> list[Component]:
-    """Choose between a layer's weights and the scores behind them, as a whole and by term; nothing where there are none."""
-    labels = score_labels(scene.layer or {})
+    """Choose between weights and the scores behind them, as a whole and by term; nothing for a run without scores."""
+    labels = run_score_labels(scene.layers)
     if not labels:
         return []
     data = [{"value": "", "label": "weights"}, *({"value": name, "label": label} for name, label in labels.items())]

@@ -16,7 +16,7 @@ from app.view_state import ViewState
 from workbench.lab.factors import FactorError, LayerFactors, state_slots
 from workbench.lab.jobs import Job, JobQueue
 from workbench.lab.runs import Run, RunEntry, RunError, RunStore
-from workbench.lab.score_maps import score_labels
+from workbench.lab.score_maps import run_score_labels
 
 T = TypeVar("T")
 LARGEST_PROMPT = 20_000
@@ -253,7 +253,7 @@ class Services:
             run, view = self._part_of(run, view)
         scene = Scene(view.change(run=run_id), run, None, self._cache, self.models, pixels)
         slots = [[slot["name"] for slot in state_slots(layer)] for layer in scene.layers]
-        maps = [list(score_labels(layer)) for layer in scene.layers]
+        maps = list(run_score_labels(scene.layers))
         columns = [len(scene.source_tokens) if reads_source(layer) else scene.n_tokens for layer in scene.layers]
         return replace(scene, view=scene.view.clamped(scene.n_tokens, scene.heads_per_layer, slots, columns, maps))
 

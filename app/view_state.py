@@ -162,9 +162,9 @@ class ViewState:
         heads_per_layer: Sequence[int],
         slots_per_layer: Sequence[Sequence[str]] = (),
         columns_per_layer: Sequence[int] = (),
-        maps_per_layer: Sequence[Sequence[str]] = (),
+        score_maps: Sequence[str] = (),
     ) -> ViewState:
-        """The nearest view that exists in a run with these sizes, whose layers carry states and have score maps of these names.
+        """The nearest view that exists in a run with these sizes, whose layers carry states of these names, and some have these score maps.
 
         columns_per_layer: tokens that the layers' patterns have as columns, where these are not the run's.
         """
@@ -177,7 +177,7 @@ class ViewState:
             layer=layer,
             head=min(self.head, max(heads - 1, 0)),
             slot=self.slot if self.slot in slots[1:] else "",
-            score_map=self.score_map if layer < len(maps_per_layer) and self.score_map in maps_per_layer[layer] else "",
+            score_map=self.score_map if self.score_map in score_maps else "",
             query=_clamp_position(self.query, n_tokens),
             key=_clamp_position(self.key, columns),
             rows=clamp_span(self.rows, n_tokens),

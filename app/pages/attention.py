@@ -13,10 +13,11 @@ from app import ablate
 from app.frames import frame, scene_of_slice, slice_input, view_slice
 from app.page import Page, head_choice, layer_choice, pooling_choice, scale_choice, score_map_choice, zoom_buttons
 from app.panels.attention import PANELS
-from app.panels.scores import ScoreRow, labels_of
+from app.panels.scores import ScoreRow
 from app.panels.words import pattern_words
 from app.services import Scene, Services, parts_of, reads_source
 from app.view_state import ViewState
+from workbench.lab.score_maps import run_score_labels
 
 SCORE_ROW = ScoreRow()
 PART_WORDS = {
@@ -32,7 +33,12 @@ def structure(scene: Scene) -> Hashable:
     """The lists of heads and of scores depend on the layer, and what is said of its map on what it reads."""
     if not scene.layer:
         return None
-    return scene.view.part, scene.layer["n_heads"], reads_source(scene.layer), tuple(labels_of(scene).items())
+    return (
+        scene.view.part,
+        scene.layer["n_heads"],
+        reads_source(scene.layer),
+        tuple(run_score_labels(scene.layers).items()),
+    )
 
 
 def controls(scene: Scene) -> Sequence[Component]:
@@ -84,7 +90,7 @@ def _first_of(view: ViewState, part: str, first: int) -> ViewState:
 
 def layout(services: Services, scene: Scene) -> Sequence[Component]:
     heads, pattern, row, received, row_profile, offsets = PANELS
-    made_of = [frame(SCORE_ROW, scene, "span-12")] if labels_of(scene) else []
+    made_of = [frame(SCORE_ROW, scene, "span-12")] if run_score_labels(scene.layers) else []
     chips = html.Div(
         [
             html.Div(id="pattern-chips", className="chip-row"),

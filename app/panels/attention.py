@@ -17,7 +17,7 @@ from app.panels.base import (
     TooLarge,
     scale_words,
 )
-from app.panels.scores import cell_scores, labels_of, score_maps, stores_scores, sum_words
+from app.panels.scores import cell_scores, check_map, labels_of, score_maps, stores_scores, sum_words
 from app.panels.words import cell_word, is_signed, kind_words
 from app.render import mosaic, to_levels, to_png, visible_bins
 from app.services import Scene, reads_source
@@ -143,6 +143,8 @@ class AttentionMap(PicturePanel):
     def shape(self, scene: Scene) -> tuple[int, int]:
         self.check(scene)
         factors = check_pattern(scene)
+        if scene.view.score_map:
+            check_map(scene, scene.view.score_map)
         return factors.length, factors.columns
 
     def spans(self, scene: Scene) -> tuple[Span, Span]:

@@ -24,6 +24,22 @@ def labels_of(scene: Scene) -> dict[str, str]:
     return score_labels(scene.layer or {})
 
 
+def check_map(scene: Scene, name: str = "") -> None:
+    """NothingToShow where the chosen layer has no scores, or none of this name, with the layers that do."""
+    labels = labels_of(scene)
+    if name in labels or (labels and not name):
+        return
+    having = [
+        str(layer["layer"]) for layer in scene.layers if (name in score_labels(layer) if name else score_labels(layer))
+    ]
+    elsewhere = f" Layers that have: {', '.join(having)}." if having else ""
+    if name:
+        raise NothingToShow(f"No {name} in this layer", f"Its scores are not made of such a term.{elsewhere}")
+    raise NothingToShow(
+        "No scores in this layer", f"Its weights are not a softmax of scores that this run keeps.{elsewhere}"
+    )
+
+
 def score_maps(scene: Scene) -> ScoreMaps:
     """The score maps of the chosen layer; FactorError says why there are none."""
     layer = scene.view.layer
@@ -74,10 +90,7 @@ class ScoreRow(FigurePanel):
     def values(self, scene: Scene) -> np.ndarray:
         """[map, key]."""
         self.check(scene)
-        if not labels_of(scene):
-            raise NothingToShow(
-                "No scores in this layer", "Its weights are not a softmax of scores that this run keeps."
-            )
+        check_map(scene)
         return np.stack(list(score_maps(scene).row(scene.view.head, scene.query).values()))
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:

@@ -12,7 +12,7 @@ scores, their content, and each bias by its name. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +35,11 @@ def score_labels(layer: Mapping[str, Any]) -> dict[str, str]:
     if layer.get("form") != "softmax":
         return {}
     return {name: name for name in ((TOTAL, CONTENT, "bias.alibi") if layer.get("alibi_slopes") else (TOTAL,))}
+
+
+def run_score_labels(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The same of all layers of a run together; not every layer need have each."""
+    return {name: label for layer in layers for name, label in score_labels(layer).items()}
 
 
 class ScoreMaps:

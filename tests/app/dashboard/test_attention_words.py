@@ -13,6 +13,7 @@ from app.panels.attention import PANELS as ATTENTION
 from app.panels.base import NothingToShow
 from app.panels.quantities import PANELS as QUANTITIES
 from app.panels.quantities import quantities_of
+from app.panels.scores import ScoreRow
 from app.panels.state import PANELS as STATE
 from app.panels.words import pattern_words
 from app.services import Scene, Services
@@ -94,6 +95,21 @@ def test_where_the_memory_is(services: Services) -> None:
     for name, words in (("landmark", "keys and values"), ("recurrent-memory", "Layers that have one: 0.")):
         with pytest.raises(NothingToShow, match=words):
             state.values(scene_of(services, name, layer=1))
+
+
+def test_a_term_that_only_other_layers_have(services: Services) -> None:
+    """The chooser has the terms of all layers, so that a page need not be built anew for another layer."""
+    pattern = next(panel for panel in ATTENTION if panel.id == "pattern")
+    scene = scene_of(services, "ngram-heads", layer=0, score_map="content")
+    assert scene.view.score_map == "content"
+    with pytest.raises(NothingToShow, match="Layers that have: 1"):
+        pattern.values(scene)
+    assert np.isfinite(pattern.values(replace(scene, view=scene.view.change(layer=1)))).any()
+    hybrid = scene_of(services, "qwen3-next", layer=0, score_map="bias.t5")
+    assert hybrid.view.score_map == ""  # no layer of this run has it
+    with pytest.raises(NothingToShow, match="Layers that have: 1"):
+        ScoreRow().values(hybrid)
+    assert np.isfinite(ScoreRow().values(replace(hybrid, view=hybrid.view.change(layer=1)))).any()
 
 
 def test_names_of_blocks_break_at_hyphens() -> None:
