@@ -57,7 +57,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "key_phase": ("Frequencies of keys", "What each frequency of the kernel makes of a key."),
     "lambda": ("λ", "Share of the second map that is subtracted from the first."),
-    "layout_scores": ("Scores of the layout", "How places on the page match: the one map of all layers, before the softmax."),
+    "layout_scores": (
+        "Scores of the layout",
+        "How places on the page match: the one map of all layers, before the softmax.",
+    ),
     "level": ("Weight of every level", "With what weight a token reads each level of the past."),
     "local_z": ("What the segment gives", "Size of what attention within the segment contributes, before the gate."),
     "low_state": ("Fast state", "Size of the fast stack's state behind each of its runs."),
@@ -83,7 +86,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "router": ("Experts chosen", "The weight of each expert; 0 where it was not chosen."),
     "score_bias": ("Score bias", "A named term that is added to the scores."),
     "score_hidden": ("Hidden units of the score", "Mean of the small network's units for each pair."),
-    "slot_pattern": ("Weight of every compressed slot", "How much of each slot a token reads; 0 for slots it does not read."),
+    "slot_pattern": (
+        "Weight of every compressed slot",
+        "How much of each slot a token reads; 0 for slots it does not read.",
+    ),
     "slot_weights": ("Reading of slots", "How much of each slot of the memory a token reads; the sum over slots is 1."),
     "step_weight": (
         "Weight of every step (ponder map)",
@@ -110,7 +116,9 @@ UNITS = {
     **dict.fromkeys(("halting", "lambda", "context_gate", "recurrence_gate", "raw_pattern"), "share"),
     **dict.fromkeys(("gate", "input_gate", "forget_gate"), "gate"),
     **dict.fromkeys(("step_weight", "depth_weights", "block_gate", "region_pattern", "within_region"), "weight"),
-    **dict.fromkeys(("attention", "memory_pattern", "router", "symbol_pattern", "importance", "level"), "weight"),
+    **dict.fromkeys(
+        ("attention", "memory_pattern", "writing_pattern", "router", "symbol_pattern", "importance", "level"), "weight"
+    ),
     **dict.fromkeys(("slot_pattern", "slot_weights", "alignment"), "weight"),
     "layout_scores": "score, nats",
     **dict.fromkeys(("context_position", "context_count"), "tokens"),
