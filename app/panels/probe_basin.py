@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from app.figures.common import number
 from app.figures.probes import segment_profile
 from app.panels.base import NothingToShow, Table
-from app.panels.probe_scores import ProbePanel, row_names
+from app.panels.probe_scores import ProbePanel, in_the_form, row_names
 from app.services import Scene
 from app.theme import Theme
 
@@ -33,7 +33,7 @@ class ProbeBasin(ProbePanel):
         if record is None:
             raise NothingToShow("Not asked for", "The attention basin was not among the probes that were measured.")
         if record.get("reason"):
-            raise NothingToShow("No answer", str(record["reason"]))
+            raise NothingToShow("No answer", in_the_form(str(record["reason"])))
         return record
 
     def place(self, scene: Scene) -> tuple[int, int]:

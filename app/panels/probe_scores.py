@@ -20,6 +20,13 @@ SCORE_WORDS = {
 FIRST_SHOWN = ("induction.induction", "census.induction", "retrieval.score", "sinks.first_mass")
 
 
+def in_the_form(reason: str) -> str:
+    """A probe's words for a refusal, with the form's tick in place of the argument that they name."""
+    return reason.replace(
+        "whole_patterns=True, which forms it", "“form patterns that no factors determine” in the form, which makes it"
+    )
+
+
 def score_words(name: str) -> str:
     """`census: previous token` for "census.previous_token"."""
     return f"{name.partition('.')[0]}: {score_title(name)}"

@@ -11,7 +11,16 @@ from app.figures.common import number
 from app.figures.concepts import intervals
 from app.figures.probes import HeadCurve, HeadMap, distance_profile, dose_curves, head_maps, two_scores
 from app.panels.base import NothingToShow, Table
-from app.panels.probe_scores import ProbePanel, chosen_head, other_score, row_names, score_title, score_words, scores_of
+from app.panels.probe_scores import (
+    ProbePanel,
+    chosen_head,
+    in_the_form,
+    other_score,
+    row_names,
+    score_title,
+    score_words,
+    scores_of,
+)
 from app.services import Scene
 from app.theme import Theme
 
@@ -35,7 +44,7 @@ class ProbeMap(ProbePanel):
                 "Not asked for", "This probe was not among those that were measured; choose it in the form."
             )
         if record.get("reason"):
-            raise NothingToShow("No answer", str(record["reason"]))
+            raise NothingToShow("No answer", in_the_form(str(record["reason"])))
         return [name for name in scores_of(self.result(scene)) if name.startswith(f"{self.probe}.")]
 
     def values(self, scene: Scene) -> np.ndarray:

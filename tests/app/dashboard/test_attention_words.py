@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import models
+from app.commands.probe import in_options
 from app.figures.overview import block_diagram
 from app.panels.attention import PANELS as ATTENTION
 from app.panels.base import NothingToShow
+from app.panels.probe_scores import in_the_form
 from app.panels.quantities import PANELS as QUANTITIES
 from app.panels.quantities import quantities_of
 from app.panels.scores import ScoreRow
@@ -19,6 +21,8 @@ from app.panels.words import pattern_words
 from app.services import Scene, Services
 from app.theme import theme_called
 from app.view_state import ViewState
+from probes.statistics import attention_statistics
+from workbench import HookError
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
 from workbench.lab.trace import trace_run
@@ -116,3 +120,10 @@ def test_names_of_blocks_break_at_hyphens() -> None:
     blocks = [{"kind": "infini", "label": "Infini-attention", "detail": "4 × 6", "layer": 0}]
     texts = [str(note.text) for note in block_diagram(blocks, LIGHT, panel="diagram").layout.annotations]
     assert any("Infini-<br>attention" in text for text in texts)
+
+
+def test_a_refusal_names_the_tick_of_the_form() -> None:
+    with pytest.raises(HookError) as refused:
+        attention_statistics(models.build("diff-transformer"), "abcabc")
+    assert "whole_patterns" not in in_the_form(str(refused.value)) and "in the form" in in_the_form(str(refused.value))
+    assert "--whole-patterns" in in_options(str(refused.value))
