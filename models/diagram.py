@@ -36,6 +36,7 @@ PARTS = {
     "qk_norm": "QK norm",
     "ssmax": "SSMax",
     "t5": "T5 buckets",
+    "time_rope": "Time RoPE",
     "top_k": "Top-k",
 }
 STAGES = ("project", "position", "qk_norm", "score", "mask", "normalise", "reweight", "mix", "post")

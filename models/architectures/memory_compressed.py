@@ -1,7 +1,10 @@
-"""Transformers whose memory is compressed as it ages."""
+"""Transformers whose memory is slots: of a few older tokens each, or written anew behind every segment."""
 
 from models.architectures.shared import GELU, language_model, tiny
 from models.attention.compressive import compressive_mixer
+from models.attention.site import AttentionConfig
+from models.attention.slot_memory import SlotMemoryConfig
+from models.attention.transformer_xl import RecentSegmentsConfig
 
 language_model(
     name="compressive-transformer",
@@ -22,4 +25,22 @@ language_model(
     shows=("pattern", "slot pattern"),
     fidelity="reconstructed",
     notes="Pooling with weights that channels share instead of convolutions; a slot's position is the mean of its tokens'.",
+)
+language_model(
+    name="memformer",
+    title="Memformer (slots of every layer)",
+    paper="memformer",
+    family="memory",
+    presets={
+        "tiny": tiny(
+            AttentionConfig(
+                n_heads=4, position="rope", mask=RecentSegmentsConfig(5, 0), mix=SlotMemoryConfig(slots=3, segment=5)
+            ),
+            GELU,
+        )
+    },
+    description="Every segment reads a few slots, which write themselves anew behind it: slots can be read and patched after any token.",
+    shows=("pattern", "state", "slot weights"),
+    fidelity="reconstructed",
+    notes="A memory per layer instead of one written from the last layer; a language model instead of an encoder and decoder.",
 )

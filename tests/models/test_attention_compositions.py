@@ -20,6 +20,7 @@ from models.attention.layout import LayoutScoreConfig
 from models.attention.ngram import ValuesOnlyConfig
 from models.attention.site import AttentionConfig
 from models.attention.slices import SliceConfig
+from models.attention.slot_memory import SlotMemoryConfig
 from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
 from models.attention.time_rotary import TimeRopeConfig
 from models.attention.transformer_xl import RecentSegmentsConfig, TransformerXLConfig
@@ -345,6 +346,71 @@ def test_compression_reduces_to_transformer_xl() -> None:
     assert largest(longer(text()) - with_weights_of(plain, longer)(text())) > 1e-5
     with pytest.raises(ValueError, match=r"segment \(5\) and memory \(4\) must be multiples of rate \(2\)"):
         CompressionConfig(5, 4, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------------- slots
+
+
+def by_slots(model: Any, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Layer 0's z for one sequence, and the slots before every segment, by loops over segments, tokens, slots and heads."""
+    site = model.blocks[0].attn
+    part, x = site.mix["slot_memory"], model.blocks[0].ln1(model(tokens, stop_at_layer=0))[0]
+    segment, heads = part.config.segment, site.n_heads
+    memory = part.bias / part.bias.norm(dim=-1, keepdim=True)
+    out, before = [], []
+    for start in range(0, len(x), segment):
+        piece = x[start : start + segment]
+        before.append(memory)
+        keys, values = (linear(memory).view(len(memory), heads, -1) for linear in (part.key, part.value))
+        q, k, v = (linear(piece).view(len(piece), heads, -1) for linear in (site.query, site.key, site.value))
+        asked = part.query(piece).view(len(piece), heads, -1)
+        for i in range(len(piece)):
+            z = torch.zeros(heads, site.d_value, dtype=torch.float64)
+            for head in range(heads):
+                inside = torch.stack([q[i, head] @ k[j, head] * site.scale for j in range(i + 1)]).softmax(0)
+                slots = torch.stack([asked[i, head] @ key[head] * site.scale for key in keys]).softmax(0)
+                z[head] = inside @ v[: i + 1, head] + slots @ values[:, head]
+            out.append(z)
+        if len(piece) < segment:
+            break
+        written = []
+        for slot in memory:
+            sources = torch.cat([slot[None], piece])
+            ask = part.write_query(slot).view(heads, -1)
+            k, v = (linear(sources).view(len(sources), heads, -1) for linear in (part.write_key, part.write_value))
+            match = torch.einsum("hd,shd->hs", ask, k) * site.scale / part.config.temperature
+            new = part.write_output(torch.einsum("hs,shd->hd", match.softmax(-1), v).flatten())
+            written.append(new + part.bias[len(written)])
+        memory = torch.stack([slot / slot.norm() for slot in written])
+    return torch.stack(out), before
+
+
+def test_slots_are_read_and_written_anew() -> None:
+    """z and the slots by loops; slots that write nothing are forgotten; what was said segments ago reaches only what reads slots."""
+    mix, alone = SlotMemoryConfig(slots=3, segment=5), {"position": "none", "mask": RecentSegmentsConfig(5, 0)}
+    model = built(AttentionConfig(4, **alone, mix=mix))
+    tokens, part = text(1, 18), model.blocks[0].attn.mix["slot_memory"]
+    kept: list[Tensor] = []
+    output = [("blocks.0.attn.hook_result", lambda result, hook: kept.append(result))]
+    model.set_switch("use_attn_result", True)
+    model.run_with_hooks(tokens, hooks=output)
+    z, before = by_slots(model, tokens)
+    assert largest(kept[0][0] - torch.einsum("phd,hdm->phm", z, model.blocks[0].attn.W_O)) < EXACT
+    states = model.states(tokens, [0, 4, 9, 17], layers=0, slot="state")[0]
+    for position, segment in enumerate((0, 1, 2, 3)):
+        assert largest(states[0, position] - before[segment]) < EXACT
+    weights = model.run_with_cache(tokens, names="blocks.0.attn.mix.slot_memory.hook_slot_weights")[1]
+    assert largest(next(iter(weights.values())).sum(-1) - 1) < EXACT
+    other = tokens.clone()
+    other[0, 1] = (other[0, 1] + 1) % 37
+    assert largest(model(other)[:, 5:] - model(tokens)[:, 5:]) > 1e-6
+    part.write_output.weight.zero_()  # nothing is written: slots fall back to where they began
+    assert largest(model(other)[:, 5:] - model(tokens)[:, 5:]) == 0
+    part.value.weight.zero_()
+    plain = with_weights_of(built(AttentionConfig(4, **alone)), model)
+    assert largest(plain(tokens) - model(tokens)) < EXACT
+    with pytest.raises(ValueError, match=r"slots is 0, segment 5, temperature 0.25; expected at least 1"):
+        SlotMemoryConfig(0, 5)
 
 
 # ------------------------------------------------------------------------------------------------------------------ graphs

@@ -35,6 +35,7 @@ from models.attention.rotary import QKNormConfig, SSMaxConfig
 from models.attention.routing import RoutingConfig
 from models.attention.site import AttentionConfig
 from models.attention.slices import SliceConfig
+from models.attention.slot_memory import SlotMemoryConfig
 from models.attention.t5 import T5BiasConfig
 from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
 from models.attention.time_rotary import TimeRopeConfig
@@ -102,6 +103,7 @@ SITES: dict[str, Any] = {
     "clusters": attention(mask=RoutingConfig(2)),
     "segments": TransformerXLConfig(HEADS, mask=RecentSegmentsConfig(2, 2)),
     "compressed": compressive_mixer(HEADS, segment=2, memory=0, slots=2, rate=2, learned=True),
+    "slots": attention(mask=RecentSegmentsConfig(2, 0), mix=SlotMemoryConfig(3, 2)),
     "infini": InfiniConfig(HEADS, 2),
     "infini, delta": InfiniConfig(HEADS, 2, "delta"),
     "cross": CrossAttentionConfig(HEADS),

@@ -12,8 +12,10 @@ from models.attention.digit_positions import DigitPositionConfig
 from models.attention.layout import LayoutScoreConfig
 from models.attention.ngram import ValuesOnlyConfig
 from models.attention.slices import SliceConfig
+from models.attention.slot_memory import SlotMemoryConfig
 from models.attention.talking_heads import TalkingScoresConfig, TalkingWeightsConfig
 from models.attention.time_rotary import TimeRopeConfig
+from models.attention.transformer_xl import RecentSegmentsConfig
 from models.attention.value_alignment import ValueAlignmentConfig
 from models.language_model import LanguageModel
 from models.trainings.experiments.memory import SEGMENT, TASK
@@ -21,7 +23,7 @@ from models.trainings.experiments.positions import DELAY
 from models.trainings.experiments.scores import plain
 from models.trainings.measures import ACCURACY
 from models.trainings.record import AsGood, Better, Side, experiment
-from models.trainings.shared import HEADS, NOISY, WIDTH, attention, small
+from models.trainings.shared import HEADS, NOISY, WIDTH, attention, lookup, small
 from workbench.lab.tasks import Counting
 
 COUNTING = Counting(vocab_size=12, length=25, limit=3, density=0.1)
@@ -111,4 +113,18 @@ experiment(
         "the same without slots", small(compressive_mixer(HEADS, SEGMENT, memory=SEGMENT, slots=0, rate=2), TASK.vocab_size, 2)
     ),
     measure=ACCURACY, rule=Better(0.9, 0.3),
+)  # fmt: skip
+_ALONE: dict[str, Any] = {"position": "rope", "mask": RecentSegmentsConfig(SEGMENT, 0)}
+experiment(
+    "memory", name="memformer", architecture="memformer", paper="Wu et al. 2020",
+    task=lookup(length=2 * SEGMENT + 1, queries=SEGMENT, items=3),
+    thing="answers from what the segment before wrote into slots",
+    ours=Side(
+        "segments of 8 that read nothing else but 8 slots",
+        small(attention(**_ALONE, mix=SlotMemoryConfig(8, SEGMENT)), TASK.vocab_size, 2),
+    ),
+    baseline=Side("the same segments without slots", small(attention(**_ALONE), TASK.vocab_size, 2)),
+    measure=ACCURACY, rule=Better(0.9, 0.5),
+    tried="Over more segments, each of which writes all slots anew, it has not learned this in 400 steps: six pairs from three segments "
+    "ago 0.17 (seed 0), three pairs from two segments ago 0.54, after 800 steps 0.69 (seed 100, temperature 1).",
 )  # fmt: skip
