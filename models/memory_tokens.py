@@ -146,23 +146,30 @@ class RecurrentMemory(LanguageModel):
         stops = {offset + t + 1 for t in point.stops(offset, x.shape[1])} if point.active else set()
         cuts = sorted({offset, *stops, *text.ends(offset), end})
         pieces = Pieces(offset, x.shape[1]) if len(cuts) > 2 else None
-        outputs = []
+        outputs: list[Tensor] = []
+        read: list[dict[str, Tensor]] = []
+        was_read: Tensor | None = None
         for here, there in pairwise(cuts):
-            read = self._read_memory(memory)
+            if memory is not was_read:
+                read, was_read = self._read_memory(memory), memory
             if not whole:
                 kept = [each.since(text.unfinished(here)) for each in kept]
-            contexts = [self._keys(text, each.begin, here, there, context) for each in kept]
+            shared = {begin: self._keys(text, begin, here, there, context) for begin in {each.begin for each in kept}}
+            contexts = [shared[each.begin] for each in kept]  # with one mask for all layers
             with nullcontext() if pieces is None else pieces.reading(here - offset, there - offset):
                 piece = x[:, here - offset : there - offset]
                 output, kept = self._read_tokens(piece, contexts, read, kept, stop, there == end)
             outputs.append(output)
             full = text.full(there)
             if bool(full.any()) and (there < end or context.keep_state or there in stops):
-                shown = [site.hook_writing_pattern.active for site in self.sites]
-                contexts = [
-                    self._keys_of_writing(text, each.begin, here, there, context, full, watched)
-                    for each, watched in zip(kept, shown, strict=True)
+                shown = [
+                    (each.begin, site.hook_writing_pattern.active) for each, site in zip(kept, self.sites, strict=True)
                 ]
+                behind = {
+                    case: self._keys_of_writing(text, case[0], here, there, context, full, case[1])
+                    for case in set(shown)
+                }
+                contexts = [behind[case] for case in shown]
                 with nullcontext() if pieces is None else pieces.reading(here - offset, there - offset):
                     written = self._write_memory(memory, contexts, read, kept)
                 memory = torch.where(full.to(x.device)[:, None, None], written, memory)
