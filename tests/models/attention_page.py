@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture_record import ARCHITECTURES, ENCODERS
+from models.attention.config import AttentionConfig
 from models.configs import config_to_json
 from models.registry import architecture
 from tests.models.attention_table import ENTRIES, VERSIONS, WHOLE, Entry
@@ -19,10 +20,10 @@ Each line is a test in `tests/models/`. *Within* is the largest difference that 
 above 1; both sides run in float64, and casts to float32 in the reference are made float64 where nothing else is said. Besides, every part
 is tested against its equation written out (`test_attention*.py`, `test_memory_transformers.py`, `test_wiring.py`), its gradients against
 differences (`test_attention_gradients.py`), and every architecture in the consistency suite.
-
 """
 OPTIONAL = """transformers and scipy are always there. `pip install -c constraints.txt --group parity` brings the others; without them
 their tests are skipped."""
+PLAIN = {"attention", "mlp", "embedded positions"}  # what says that a site is a site, where nothing else is said
 STAGES = {
     "project": "Projections and sharing",
     "position": "Positions",
@@ -38,8 +39,9 @@ STAGES = {
 }
 
 
-def kinds_in(config: Any) -> set[str]:
-    """Every `kind` in a configuration, and those of its position parts, which may have short names."""
+def parts_in(config: Any) -> set[str]:
+    """Every `kind` in a configuration, those of its position parts, which may have short names, and the names of settings that are in use:
+    `"window"`, `"softcap"`, `"embedded positions"`, `"loops"`."""
     found: set[str] = set()
 
     def collect(value: Any) -> None:
@@ -50,15 +52,19 @@ def kinds_in(config: Any) -> set[str]:
             collect(item)
 
     collect(config_to_json(config))
-    sites = (*getattr(config, "mixers", ()), getattr(config, "encoder_mixer", None))
-    return found | {part.kind for site in sites for part in getattr(site, "position_parts", ())}
+    sites = [*getattr(config, "mixers", ()), getattr(config, "encoder_mixer", None)]
+    for site in (site for site in sites if isinstance(site, AttentionConfig)):
+        found |= {part.kind for part in site.position_parts}
+        found |= {name for name in ("window", "softcap") if getattr(site, name) is not None}
+        found |= {"embedded positions"} if site.embedded_positions else set()
+    return found | ({"loops"} if getattr(config, "loops", 1) > 1 else set())
 
 
 def users() -> dict[str, set[str]]:
-    """The kinds that the presets of each architecture of attention, memory and depth are made of."""
+    """The parts (`parts_in`) that the presets of each architecture of attention, memory and depth are made of."""
     architecture("gpt2")  # the first look-up registers all
     return {
-        name: set().union(*(kinds_in(config) for config in record.presets.values()))
+        name: set().union(*(parts_in(config) for config in record.presets.values()))
         for name, record in (ARCHITECTURES | ENCODERS).items()
         if record.family in ("attention", "memory", "depth")
     }
@@ -86,12 +92,12 @@ def _digits(tolerance: float) -> str:
 def page() -> str:
     """The whole page as markdown."""
     lines = [HEADER, "## Architectures", "", "| architecture | as a whole | its parts |", "|---|---|---|"]
-    names = {entry.kind: entry.name for entry in ENTRIES if entry.kind}
+    names = {entry.kind or entry.setting: entry.name for entry in ENTRIES if entry.kind or entry.setting}
     for name, own in sorted(users().items()):
         whole = WHOLE.get(name)
         as_whole = f"transformers: `{whole['class']}`, `{whole['test']}`" if whole else ""
-        parts = [names[kind] for kind in names if kind in own and kind != "attention"]
-        lines.append(f"| `{name}` | {as_whole} | {', '.join(parts)} |")
+        parts = [names[part] for part in names if part in own and (part != "attention" or own <= PLAIN)]
+        lines.append(f"| `{name}` | {as_whole} | {'; '.join(parts)} |")
     lines += ["", "## Compared with other code", ""]
     lines += [f"Versions: {', '.join(f'{name} {version}' for name, version in VERSIONS.items())}.", ""]
     lines += [OPTIONAL, ""]

@@ -39,11 +39,13 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Entry:
-    """kind: of its configuration; "" for several, or none. alone: why nothing is compared with, where that is so."""
+    """kind: of its configuration, or "". setting: what it is called by `attention_page.parts_in` where it is a field of another
+    configuration. alone: why nothing is compared with, where that is so."""
 
     name: str
     stage: str
     kind: str
+    setting: str
     parities: tuple[Parity, ...]
     reductions: tuple[Reduction, ...]
     alone: str
@@ -55,7 +57,7 @@ def _entry(fields: dict[str, Any]) -> Entry:
     reductions += [
         Reduction(words, case=f"{fields['kind']}: {case}") for case, words in fields.pop("special", {}).items()
     ]
-    return Entry(**{"kind": "", "alone": "", **fields}, parities=parities, reductions=tuple(reductions))
+    return Entry(**{"kind": "", "setting": "", "alone": "", **fields}, parities=parities, reductions=tuple(reductions))
 
 
 ENTRIES = [_entry(fields) for fields in _READ["entry"]]

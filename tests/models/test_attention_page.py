@@ -46,8 +46,10 @@ def test_everything_registered_is_listed() -> None:
         build_wiring(MLPConfig(1), None)
     nested = set(part_configs())
     assert kinds() - {"knowledge"} == nested | mixers
+    settings = {entry.setting for entry in ENTRIES} - {""}
     for name, used in users().items():
-        assert used - kinds() <= {"mlp", "language_model", "encoder", "encoder_decoder"}, name
+        assert used - kinds() - settings <= {"mlp"}, name
+    assert settings <= set().union(*users().values())
 
 
 def test_every_named_test_is_there() -> None:
