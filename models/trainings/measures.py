@@ -1,5 +1,7 @@
 """Quantities that experiments compare, each measured on held-out rows."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -59,6 +61,25 @@ def passes_by_distance(module: nn.Module, experiment: Experiment, seed: int, lon
     passes = sum((step + 1) * cache[name] for step, name in zip(steps, names, strict=True))  # [batch, pos]
     distance = torch.arange(tokens.shape[1] - 1) - facts["source"][:, 1:]
     return [float(passes[asked[:, 1:] & (distance == away)].double().mean()) for away in range(longest + 1)]
+
+
+def weight_for_and_against(module: nn.Module, experiment: Experiment, seed: int) -> tuple[float, float]:
+    """Of the absolute weight of a question's row in the first layer: the share that is positive and on the group that counts for, and the
+    share that is negative and on the group that counts against; means over questions and heads. The task is `ForAndAgainst`."""
+    tokens, asked, _, _ = experiment.test_batch(seed)
+    task: Any = experiment.task
+    first_question = task.groups * task.symbols
+    row, place = asked.nonzero(as_tuple=True)
+    question = tokens[row, place - 1] - first_question
+    group = torch.where(tokens < first_question, tokens // task.symbols, -1)[row, :-1]  # [question, key]
+    with torch.no_grad():
+        pattern = module.eval().patterns(tokens[:, :-1])[0].values[row, :, place - 1]  # type: ignore[operator]
+    shares = pattern / pattern.abs().sum(-1, keepdim=True)  # [question, head, key]
+    favoured, opposed = (
+        (group == named[:, None])[:, None] for named in (question // task.groups, question % task.groups)
+    )
+    gained, lost = (shares.clamp(min=0) * favoured).sum(-1), (-shares.clamp(max=0) * opposed).sum(-1)
+    return float(gained.double().mean()), float(lost.double().mean())
 
 
 ACCURACY = Measure("share of answers that are right", accuracy)

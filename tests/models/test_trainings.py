@@ -14,8 +14,8 @@ from models.attention.memory_slots import MemorySlotsConfig
 from models.language_model import LanguageModel
 from models.trainings import __main__ as command
 from models.trainings.experiments.memory import WithMemory
-from models.trainings.experiments.positions import RandomisedPositions
-from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE, passes_by_distance
+from models.trainings.experiments.positions import PlacedLater, RandomisedPositions
+from models.trainings.measures import ACCURACY, BEYOND, LOSS, SOURCE, passes_by_distance, weight_for_and_against
 from models.trainings.page import PAGE, page
 from models.trainings.record import (
     AsGood,
@@ -125,7 +125,36 @@ def test_passes_of_a_model_that_halts_at_once_or_never(bias: float, passes: floa
     assert passes_by_distance(model, one, 0) == pytest.approx([passes] * 7)
 
 
+@pytest.mark.parametrize(("bias", "sign"), [(0.0, 1), (3.0, -1)])
+def test_signed_weight_of_two_equal_maps(bias: float, sign: int) -> None:
+    """Without queries both maps are even, so the difference is, with the sign of 1 − λ: a question at place t gives each group's tokens
+    `each` / (t + 1), for the one group where it is positive, against the other where it is negative."""
+    one = EXPERIMENTS["diff-transformer"]
+    model: Any = one.ours.build(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".query." in name:
+                weight.zero_()
+            if ".lambda_" in name:
+                weight.fill_(bias / 10 if "1" in name.rsplit("_", 1)[1] else 0.0)
+    task: Any = one.task
+    questions = torch.arange(task.length - 1 - task.queries, task.length - 1)
+    even = float((task.each / (questions + 1)).mean())
+    expected = (even, 0.0) if sign > 0 else (0.0, even)
+    assert weight_for_and_against(model, one, 0) == pytest.approx(expected, abs=1e-5)
+
+
 # Readers
+
+
+@pytest.mark.parametrize(("position", "same"), [("rope", True), ("learned", False)])
+def test_a_row_placed_later_is_the_same_to_rotary_positions_alone(position: str, same: bool) -> None:
+    """In training both read it at the beginning of the text, in evaluation later."""
+    model = small_model(position)
+    module, tokens = PlacedLater(by=100).wrap(model, 0), torch.arange(8)[None]
+    expected = model(tokens)
+    assert torch.equal(module.train()(tokens), expected)
+    assert torch.allclose(module.eval()(tokens), expected, atol=1e-4) is same
 
 
 def test_randomised_positions_are_new_in_training_and_fixed_in_evaluation() -> None:

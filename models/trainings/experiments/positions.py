@@ -53,6 +53,31 @@ class Randomised(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class PlacedLater:
+    """Trains at the beginning of a text and evaluates the same rows `by` tokens later."""
+
+    by: int
+
+    def wrap(self, model: LanguageModel, seed: int) -> nn.Module:
+        return Later(model, self.by)
+
+
+class Later(nn.Module):
+    """Hands the model positions from 0 in training, from `by` in evaluation."""
+
+    def __init__(self, model: LanguageModel, by: int) -> None:
+        super().__init__()
+        self.model, self.by = model, by
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, pos] -> [batch, pos, vocab]."""
+        first = 0 if self.training else self.by
+        positions = torch.arange(first, first + tokens.shape[1])[None]
+        logits: Tensor = self.model(tokens, facts={"positions": positions})
+        return logits
+
+
 def _longer(task: Task, times: int = 4, **changes: Any) -> Task:
     return replace(task, length=times * (task.length - 1) + 1, **changes)
 
@@ -67,10 +92,17 @@ def _placed(name: str, paper: str, words: str, position: Any, task: Task = DELAY
     experiment("positions", **{**fields, **changes})
 
 
-_placed(
-    "gpt", "Su et al. 2021", "rotary positions", "rope",
-    tried="Rotary positions say at every trained place what stood three tokens ago (loss 0.0004) and forget it gradually beyond: that they "
-    "do not carry over to longer texts is what the papers on ALiBi and on T5's biases report.",
+LATER = PlacedLater(by=100)
+experiment(
+    "positions", name="gpt", architecture="gpt", paper="Su et al. 2021",
+    thing="says what it read three tokens ago, in the same row 100 tokens later", task=DELAY,
+    ours=Side("rotary positions", small(attention(position="rope"), DELAY.vocab_size), LATER),
+    baseline=Side("learned positions", small(attention(position="learned"), DELAY.vocab_size), LATER),
+    measure=ACCURACY, rule=Better(0.95, 0.5), steps=300,
+    tried="The same row 100 tokens later is the same to rotary positions but for rounding; learned positions of places that no row "
+    "had are still what they were at the beginning. That is not to answer in longer rows: in rows four times as long as the "
+    "trained ones, the former task, 0.56, 0.81 and 0.69 of the answers beyond the trained length were right (learned positions "
+    "0.15), which the papers on ALiBi and on T5's biases report too.",
 )  # fmt: skip
 _placed(
     "t5-bias", "Raffel et al. 2020", "a learned number per bucket of distances", BUCKETS,
