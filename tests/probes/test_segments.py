@@ -25,8 +25,8 @@ from workbench.instrument.states import ModelState
 from workbench.lab.runs import RunStore
 
 LENGTH = 5  # of a segment in the tiny presets of the memory family
-CARRIERS = ["transformer-xl", "recurrent-memory", "infini", "infini-delta", "landmark", "retnet", "mamba2", "gated-deltanet", "lstm", "bdh", "titans-mac",
-            "llama", "qwen3-next", "universal-transformer"]  # fmt: skip
+CARRIERS = ["transformer-xl", "recurrent-memory", "infini", "infini-delta", "landmark", "retnet", "mamba2", "gated-deltanet", "lstm",
+            "bdh", "titans-mac", "llama", "qwen3-next", "universal-transformer"]  # fmt: skip
 
 
 def text(seed: int, count: int = 3 * LENGTH + 3) -> Tensor:
