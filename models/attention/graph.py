@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention.stages import Call, ScoreTerm, Sizes, register_part
+from workbench.lab.catalogue import implements
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class GraphDistanceConfig:
             raise ValueError(f"longest is {self.longest}; expected at least 1.")
 
 
+@implements(
+    "graphormer", "position", "GraphDistance", note="without edges along paths; degrees: models.depth.centrality"
+)
 @register_part(GraphDistanceConfig)
 class GraphDistance(ScoreTerm):
     """`table` [distance, head]; its last row is for nodes that no path joins."""
