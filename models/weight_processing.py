@@ -119,7 +119,7 @@ def _noisy(model: Any) -> Any:
 
 
 def _run(model: Any) -> Tensor:
-    length = min(8, model.n_ctx or 8)
+    length = min(8, model.n_ctx or 8) + getattr(model, "segment", 0)  # what a memory hands on must matter as well
     tokens = torch.arange(2 * length, device=model.device).view(2, length) * 7 % model.vocab_size
     return model(tokens)  # type: ignore[no-any-return]
 

@@ -17,6 +17,7 @@ from models.language_model import LanguageModel, LanguageModelConfig
 from models.memory_tokens import RecurrentMemory
 from models.parts.channel_mixers import MLPConfig
 from models.segments import in_segments
+from models.weight_processing import CannotProcess, process_weights
 from workbench.instrument.errors import HookError
 from workbench.instrument.hook_points import HookPoint
 from workbench.instrument.interventions import Ablate, BlockEdge, EditPattern, EditState, Patch, Steer
@@ -459,6 +460,17 @@ def test_what_does_not_go_with_a_memory_is_refused(tokens: Tensor) -> None:
     _, state = recurrent()(tokens, return_state=True)
     with pytest.raises(HookError, match="'state' of layer 0"):
         state.replaced(0, state=torch.zeros(2, 4, 24).double())
+
+
+def test_the_last_norm_is_the_memorys_too() -> None:
+    """So it cannot be folded into the unembedding, however long segments are; the other norms can."""
+    model = models.build("recurrent-memory", mixer=MemorySlotsConfig(n_heads=4, slots=2, segment=12))
+    with pytest.raises(CannotProcess, match="ln_final cannot be folded"):
+        process_weights(model, fold_norms=True)
+    tokens = torch.arange(30)[None]
+    folded = process_weights(model, fold_norms=True, partial=True)
+    assert folded.processing is not None and "blocks.0.ln1" in folded.processing.folded
+    assert close(folded(tokens), model(tokens), 1e-5)
 
 
 def test_memory_tokens_begin_as_large_as_ordinary_ones() -> None:
