@@ -60,6 +60,6 @@ register_architecture(
         presets={"tiny": tiny(MemorySlotsConfig(n_heads=4, slots=3, segment=5), GLU, norm="rms")},
         description="Memory tokens are read before every segment and written behind it; nothing else goes from one segment to the next.",
         shows=("pattern", "state", "memory pattern"),
-        notes="Rotations, or no positions; the paper builds on Transformer-XL, whose terms of distance and cache of hidden states are left out.",
+        notes="Rotations or no positions. The paper builds on Transformer-XL; its terms of distance and cached hidden states are left out.",
     )
 )
