@@ -313,7 +313,9 @@ visible = factors.visible(rows, columns)
     def summary(self, scene: Scene) -> str:
         if scene.view.score_map:
             what = labels_of(scene)[scene.view.score_map]
-            return f"Map of the {what} of head {scene.view.head} of layer {scene.view.layer}, before the softmax."
+            return (
+                f"Map of the {what} of head {scene.view.head} of layer {scene.view.layer}, before they become weights."
+            )
         received = self._received(scene)
         if received is None:
             return f"Map of head {scene.view.head} of layer {scene.view.layer}."

@@ -1,4 +1,4 @@
-"""Scores before the softmax, term by term: which maps a layer has, and the pinned token's row as lines.
+"""Scores before they become weights, term by term: which maps a layer has, and the pinned token's row as lines.
 
 Which terms there are follows from the hook points that the layer declares (`workbench.lab.score_maps`); no kind of attention is named here.
 """
@@ -36,7 +36,7 @@ def check_map(scene: Scene, name: str = "") -> None:
     if name:
         raise NothingToShow(f"No {name} in this layer", f"Its scores are not made of such a term.{elsewhere}")
     raise NothingToShow(
-        "No scores in this layer", f"Its weights are not a softmax of scores that this run keeps.{elsewhere}"
+        "No scores in this layer", f"Its weights are not made of scores that this run keeps.{elsewhere}"
     )
 
 
@@ -81,8 +81,8 @@ class ScoreRow(FigurePanel):
     id = "score-row"
     title = "What the pinned token's scores are made of"
     words = (
-        "Before the softmax: the scores that the pinned token gives to each token, and the terms that they are the sum of. "
-        "A difference of 1 between two tokens is a factor of e between their weights."
+        "Before they become weights: the scores that the pinned token gives to each token, and the terms that they are the sum of. "
+        "Under a softmax, a difference of 1 between two tokens is a factor of e between their weights."
     )
     depends = ("run", "part", "layer", "head", "query")
     height = 270

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = {
-    "attention": "softmax attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
+    "attention": "attention", "retention": "retention", "mamba2": "Mamba-2", "mamba": "Mamba", "bdh": "BDH",
     "gla": "gated linear attention", "linear": "linear attention", "delta": "delta rule", "rwkv": "RWKV",
     "gateloop": "GateLoop", "log_linear_mamba2": "log-linear Mamba-2", "log_linear_delta": "log-linear delta rule",
     "aaren": "Aaren", "titans": "Titans memory", "miras": "Miras memory", "infini": "Infini-attention", "mlstm": "mLSTM", "slstm": "sLSTM",

@@ -91,7 +91,7 @@ def test_the_numbers_are_the_encoders(traced: tuple[Services, Run, dict[int, np.
         ("from", "12 ‘K’"),
     ]
     words = str(inspector(side))
-    assert "Encoder layer 1: softmax attention" in words and "encoder.blocks.1.attn.hook_pattern" in words
+    assert "Encoder layer 1: attention" in words and "encoder.blocks.1.attn.hook_pattern" in words
     assert "reads in both directions" in memory_words(side.layer or {}) and "surprisal" not in words
     assert "encoder layer 1" in " ".join(PANELS["pattern"].facts(side))
 

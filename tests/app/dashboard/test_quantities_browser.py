@@ -21,7 +21,7 @@ def test_the_panels_are_those_of_the_layer(desk: playwright.BrowserContext, serv
     expect, page = playwright.expect, window.page
     expect(page.locator("#panel-no-quantity")).to_contain_text("Layers that have special quantities: 1.")
     page.get_by_label("Layer", exact=True).first.click()
-    page.get_by_role("option", name="1 · softmax attention").click()
+    page.get_by_role("option", name="1 · attention").click()
     window.wait_for_view(layer=1)
     expect(page.locator("#title-quantity-0")).to_have_text("Clusters of queries")
     expect(page.locator("#title-quantity-1")).to_have_text("Clusters of keys")
