@@ -29,7 +29,9 @@ class Mass(OfResult, PicturePanel):
 
     id = "order-mass"
     title = "What each document gets at each place"
-    words = "Weight of the last token on a document, mean over layers and heads. Every document visits every place once."
+    words = (
+        "Weight of the last token on a document, mean over layers and heads. Every document visits every place once."
+    )
     kind, start = KIND, START
 
     def pixels_high(self, scene: Scene) -> int:

@@ -103,7 +103,11 @@ class QuantityPanel(PicturePanel):
     def row_labels(self, scene: Scene) -> list[str]:
         """What each row is called: its number, or several where rows count several things."""
         sizes = self.quantity(scene).row_shape
-        return [" · ".join(map(str, at)) for at in np.ndindex(*sizes)] if sizes else [str(row) for row in range(self.shape(scene)[0])]
+        return (
+            [" · ".join(map(str, at)) for at in np.ndindex(*sizes)]
+            if sizes
+            else [str(row) for row in range(self.shape(scene)[0])]
+        )
 
     def figure(self, scene: Scene, theme: Theme) -> go.Figure:
         rows, columns = self.shape(scene)
@@ -126,7 +130,11 @@ class QuantityPanel(PicturePanel):
     def facts(self, scene: Scene) -> list[str]:
         quantity, stored = self.quantity(scene), self._stored(scene)
         layer = scene.layer or {}
-        facts = ["the whole model"] if quantity.layer is None else [f"layer {quantity.layer} ({kind_words(str(layer.get('kind')))})"]
+        facts = (
+            ["the whole model"]
+            if quantity.layer is None
+            else [f"layer {quantity.layer} ({kind_words(str(layer.get('kind')))})"]
+        )
         if len(stored) > 1:
             facts.append(f"{axis_words(quantity.axes[0])} {self._which(scene)}")
         low, high = float(np.nanmin(stored, initial=np.inf)), float(np.nanmax(stored, initial=-np.inf))

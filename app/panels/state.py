@@ -39,7 +39,9 @@ def check_state(panel: FigurePanel, scene: Scene) -> None:
     if not has_state(scene):
         with_one = [str(layer["layer"]) for layer in scene.layers if state_slots(layer)]
         elsewhere = f" Layers that have one: {', '.join(with_one)}." if with_one else ""
-        raise NothingToShow("No state of fixed size in this layer", memory_words(scene.layer or {"form": None}) + elsewhere)
+        raise NothingToShow(
+            "No state of fixed size in this layer", memory_words(scene.layer or {"form": None}) + elsewhere
+        )
 
 
 def axes_of(scene: Scene) -> list[str]:

@@ -230,7 +230,7 @@ def test_the_catalogue_knows_the_blocks_best_but_only_of_the_same_model(
 ) -> None:
     run_id = write_synthetic_runs(own.store, tokens=8)[0]
     assert [block["label"] for block in blocks_of(own.scene(ViewState(run=run_id)))] == [
-        "Embedding", "Attention", "Softmax attention", "Unembedding",
+        "Embedding", "Attention", "Attention", "Unembedding",
     ]  # fmt: skip
     # only models with a card are described without being opened
     for n_layers, card, expected in ((2, "its card", "MLP"), (3, "its card", "Unembedding"), (2, None, "Unembedding")):
