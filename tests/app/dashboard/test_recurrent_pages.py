@@ -23,6 +23,7 @@ from app.view_state import ViewState
 from models.architecture_record import ARCHITECTURES
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import RunStore
+from workbench.lab.score_maps import score_labels
 from workbench.lab.trace import trace_run
 
 TEXT = "watch it hatch"
@@ -100,9 +101,11 @@ def test_every_panel_draws_every_state_or_says_why_not(name: str, tmp_path: Path
                 assert OF_OTHER_MEMORIES - set(said) in (set(), OF_OTHER_MEMORIES - {"cache-keys", "cache-values"})
             if record["form"] == "softmax" or record["state"] is None:
                 continue
-            assert {panel: title for panel, title in said.items() if panel not in OF_OTHER_MEMORIES} == expected(
-                name, kind, slot
-            )
+            without = {} if score_labels(record) else {"score-row": "No scores in this layer"}
+            assert {panel: title for panel, title in said.items() if panel not in OF_OTHER_MEMORIES} == {
+                **without,
+                **expected(name, kind, slot),
+            }
             words = [*(state_axes(entry) for entry in scene.slots), [memory_words(record)], pattern_words(record)]
             assert not any(
                 "state_" in word or "hidden_" in word for some in words for word in some
