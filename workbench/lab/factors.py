@@ -180,7 +180,7 @@ class LayerFactors(PatternFactors):
         if axes[-2:] != ["state_k", "state_v"]:
             raise FactorError(
                 f"the state of layer {self.index} ({self.kind}) is {' × '.join(axes[1:]).replace('_', ' ') or 'a number'}: "
-                "it answers no key by a product, so only its model can be asked what it remembers"
+                "it answers no key by a product. Where its model can be asked what it remembers, probes.state_tools.retention_matrix does"
             )
         nothing, stored = np.full((len(keys), self.slots[0]["shape"][-1]), np.nan), set(self.state_positions().tolist())
         for position in positions:
