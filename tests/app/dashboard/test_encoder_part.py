@@ -13,12 +13,13 @@ from app.model_service import WorkbenchModels
 from app.pages import attention as page_module
 from app.pages import find_pages
 from app.pages.attention import NOT_KEPT, PAGE, part_links
-from app.panels.base import FigurePanel, PicturePanel, StripPanel
+from app.panels.base import PicturePanel, StripPanel
 from app.panels.words import memory_words
 from app.services import Services
 from app.shell import inspector
-from app.theme import DARK, LIGHT
+from app.theme import LIGHT
 from app.view_state import ViewState
+from tests.app.dashboard.panel_checks import check_panel
 from tests.app.dashboard.serving import served
 from tests.app.dashboard.test_browser import Window, browser, desk, playwright  # noqa: F401
 from tests.app.dashboard.test_pages import text_of
@@ -60,19 +61,11 @@ def test_every_panel_draws_the_encoder(
     panel = PANELS[name]
     assert "part" in panel.depends, "else it would draw the decoder beside the encoder"
     scene = services.scene(ViewState(run=run.id, part="encoder", layer=layer, head=1, query=9))
-    values = panel.values(scene)
-    if isinstance(panel, FigurePanel):
-        assert all(panel.figure(scene, theme).to_json() for theme in (LIGHT, DARK))
+    check_panel(panel, scene, services, monkeypatch)
     if isinstance(panel, PicturePanel):
-        assert panel.picture(scene, LIGHT, 64)[:4] == b"\x89PNG" and "part=encoder" in panel.address(scene, LIGHT)
+        assert "part=encoder" in panel.address(scene, LIGHT)
     if isinstance(panel, StripPanel):
         assert len(panel.colours(scene, LIGHT)["values"]) == len(SOURCE)
-    headers, rows = panel.table(scene)
-    assert all(len(line) == len(headers) for line in rows) and panel.summary(scene) and panel.facts(scene) is not None
-    monkeypatch.setenv("WORKBENCH_RUNS", str(services.store.root))
-    found: dict[str, Any] = {}
-    exec(panel.snippet(scene), found)
-    np.testing.assert_allclose(np.asarray(found["values"]), values, rtol=1e-5, atol=1e-7)
 
 
 def test_the_numbers_are_the_encoders(traced: tuple[Services, Run, dict[int, np.ndarray]]) -> None:

@@ -13,14 +13,15 @@ import torch
 import models
 from app.pages import attention as attention_page
 from app.pages import overview as overview_page
-from app.panels.base import FigurePanel, NothingToShow, PicturePanel, StripPanel
+from app.panels.base import NothingToShow, PicturePanel, StripPanel
 from app.panels.overview import token_name
 from app.panels.pairs import Pair
 from app.panels.words import memory_words, pattern_words
 from app.services import Scene, Services
 from app.shell import inspector
-from app.theme import DARK, LIGHT
+from app.theme import LIGHT
 from app.view_state import ViewState
+from tests.app.dashboard.panel_checks import check_panel
 from workbench.lab.jobs import JobQueue
 from workbench.lab.runs import Run, RunStore
 from workbench.lab.trace import trace_run
@@ -63,18 +64,7 @@ def test_every_panel_draws_or_says_why_not(
         with pytest.raises(NothingToShow, match="tokens are not before or behind"):
             panel.values(scene)
         return
-    values = panel.values(scene)
-    if isinstance(panel, FigurePanel):
-        assert all(panel.figure(scene, theme).to_json() for theme in (LIGHT, DARK))
-    if isinstance(panel, PicturePanel):
-        assert panel.picture(scene, LIGHT, 64)[:4] == b"\x89PNG"
-    headers, rows = panel.table(scene)
-    assert all(len(line) == len(headers) for line in rows)
-    assert panel.summary(scene) and all(isinstance(fact, str) for fact in panel.facts(scene))
-    monkeypatch.setenv("WORKBENCH_RUNS", str(services.store.root))
-    found: dict[str, Any] = {}
-    exec(panel.snippet(scene), found)
-    np.testing.assert_allclose(np.asarray(found["values"]), values, rtol=1e-5, atol=1e-7)
+    check_panel(panel, scene, services, monkeypatch)
 
 
 def test_the_map_over_the_source(traced: tuple[Services, Run, dict[int, np.ndarray]]) -> None:
